@@ -1,0 +1,3 @@
+from savimae.cli import main
+
+main()

@@ -1,0 +1,350 @@
+"""The command line: options -> a config -> one call. Nothing is computed here.
+
+Heavy imports (Numba, PyAV, torch) happen inside the commands that need them, so that `--help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from savimae import __version__
+from savimae.errors import SavimaeError, UsageError, one_line, shown
+
+if TYPE_CHECKING:
+    from savimae.config import SaliencyConfig
+    from savimae.preprocess import Job
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+PATH = click.Path(path_type=str)
+
+
+def both_spellings(name: str) -> str:
+    """Options may be spelled with underscores, as the published scripts do."""
+    return name.replace("_", "-")
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": both_spellings,
+        "max_content_width": 100,
+    }
+)
+@click.version_option(__version__, prog_name="savimae")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Saliency-aware VideoMAE pretraining on CPU nodes and Slurm clusters.
+
+    Start with `savimae demo`: it makes a few small videos and runs everything on them.
+    """
+
+
+def main() -> None:
+    """Run the command line; an error is one line and an exit code, a traceback with --debug."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
+    except UsageError as error:
+        if debug:
+            raise
+        code = _fail(str(error), EXIT_USAGE)
+    except SavimaeError as error:
+        if debug:
+            raise
+        code = _fail(str(error), EXIT_FAILURE)
+    except OSError as error:
+        if debug:
+            raise
+        names = [shown(os.fsdecode(name)) for name in (error.filename, error.filename2) if name]
+        code = _fail(": ".join([*names[:1], one_line(error)]), EXIT_FAILURE)
+    except Exception as error:
+        if debug:
+            raise
+        code = _fail(
+            f"a bug in savimae: {one_line(error)}; `savimae --debug …` shows where", EXIT_FAILURE
+        )
+    sys.exit(code or 0)
+
+
+def _fail(text: str, code: int) -> int:
+    click.echo(f"savimae: {text}", err=True)
+    return code
+
+
+# ------------------------------------------------------------------------------ shared options
+
+
+def saliency_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a frame becomes salient patches."""
+    options = [
+        click.option("--input-size", default=224, show_default=True, help="Side of the frame."),
+        click.option("--patch-size", default=16, show_default=True, help="Side of a patch."),
+        click.option(
+            "--threshold", default=0.5, show_default=True,
+            help="A pixel is salient from this share of its frame's greatest deviation.",
+        ),
+    ]  # fmt: skip
+    return _decorate(command, options)
+
+
+def walk_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to walk over a data set."""
+    options = [
+        click.option(
+            "--workers", type=click.IntRange(1), default=None,
+            help="Processes. Default: the cores this process may use.",
+        ),
+        click.option("--shard", metavar="I/N", default="0/1", help="Part I (from 0) of N only."),
+        click.option("--overwrite", is_flag=True, help="Redo finished videos as well."),
+        click.option("--limit", type=click.IntRange(1), help="Only the first videos."),
+        click.option("--root", type=PATH, help="Where a list's relative paths start."),
+    ]  # fmt: skip
+    return _decorate(command, options)
+
+
+def _decorate(command: Callable[..., Any], options: list[Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _saliency_config(**values: Any) -> SaliencyConfig:
+    from savimae.config import SaliencyConfig
+
+    try:
+        return SaliencyConfig(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _walk(
+    source: str,
+    out: str,
+    job: Job,
+    *,
+    workers: int | None,
+    shard: str,
+    overwrite: bool,
+    limit: int | None,
+    root: str | None,
+    list_path: str | None = None,
+) -> int:
+    """Run a job over a data set and print its summary; returns the exit code."""
+    from savimae.cores import available_cores
+    from savimae.preprocess import RunOptions, Shard, process
+
+    try:
+        part = Shard.parse(shard)
+    except ValueError as error:
+        raise UsageError(f"--shard {error}") from None
+    options = RunOptions(workers or available_cores(), part, overwrite, limit, list_path, root)
+    report = process(source, out, job, options)
+    click.echo(f"{shown(out)}: {report.summary()}")
+    return EXIT_FAILURE if report.failures else 0
+
+
+# ------------------------------------------------------------------------------------ commands
+
+
+@cli.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@saliency_options
+@click.option(
+    "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
+    help="float32 is what the published trainer reads.",
+)  # fmt: skip
+@walk_options
+@click.option("--list", "list_path", type=PATH, help="Write a training list of what succeeded.")
+def preprocess(
+    source: str,
+    out: str,
+    input_size: int,
+    patch_size: int,
+    threshold: float,
+    dtype: str,
+    **walk: Any,
+) -> int:
+    """Compute the salient patches of every video: one array a video.
+
+    SOURCE is a folder of videos or of frame folders, a list file, or one video. OUT mirrors its
+    structure: Class/video.npy, [frames, patches down, patches across], 1 where salient.
+
+    Run it again to go on after an interruption: finished videos are skipped.
+    """
+    from savimae.preprocess import ArrayJob
+
+    config = _saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    return _walk(source, out, ArrayJob(config, dtype), **walk)
+
+
+@cli.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--input-size", default=224, show_default=True, help="Side of the maps.")
+@walk_options
+def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
+    """Write the saliency maps of every video as PNG: Class/video/img_00001.png, …
+
+    The first of the two steps that `preprocess` does in one; for looking at maps, or for tools that
+    read them.
+    """
+    from savimae.preprocess import MapJob
+
+    # Maps have neither patches nor a threshold.
+    config = _saliency_config(input_size=input_size, patch_size=1)
+    return _walk(source, out, MapJob(config), **walk)
+
+
+@cli.command()
+@click.argument("saliency_root", type=PATH)
+@click.argument("out", type=PATH)
+@saliency_options
+@click.option(
+    "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
+    help="float32 is what the published trainer reads.",
+)  # fmt: skip
+@walk_options
+@click.option("--list", "list_path", type=PATH, help="Write a training list of what succeeded.")
+def patches(
+    saliency_root: str, out: str, input_size: int, patch_size: int, threshold: float, dtype: str,
+    **walk: Any,
+) -> int:  # fmt: skip
+    """Turn saliency maps into arrays: one folder of gray PNGs a video, of any size.
+
+    The second of the two steps that `preprocess` does in one; for maps of another saliency model.
+    """
+    from savimae.preprocess import ArrayJob
+
+    config = _saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    return _walk(saliency_root, out, ArrayJob(config, dtype, from_maps=True), **walk)
+
+
+@cli.command()
+@click.argument("root", type=PATH)
+@click.argument("list_path", metavar="LIST", type=PATH)
+@click.option(
+    "--splits", type=PATH, metavar="FOLDER",
+    help="The official split files of UCF101 (classInd.txt, …) or HMDB51 (*_test_split1.txt, …).",
+)  # fmt: skip
+@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True)
+@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True)
+@click.option("--against", type=PATH, help="Warn if this list shares recordings with ours.")
+def index(
+    root: str, list_path: str, splits: str | None, split: int, part: str, against: str | None
+) -> int:
+    """Write a list file of the videos below ROOT: one `path label` a line.
+
+    Labels are the sorted class folders, or those of an official split.
+    """
+    from savimae.index import make_index
+
+    report = make_index(root, list_path, splits, split, part, against)
+    for path, reason in report.unreadable:
+        click.echo(f"failed: {shown(path)}: {reason}", err=True)
+    for name in report.missing[:10]:
+        click.echo(f"missing: {shown(name)}", err=True)
+    if len(report.missing) > 10:
+        click.echo(f"missing: … and {len(report.missing) - 10} more", err=True)
+    if report.shared_groups:
+        click.echo(
+            f"warning: {report.other_side} share {len(report.shared_groups)} recordings, such as "
+            f"{shown(report.shared_groups[0])}: what is learned from one leaks into the other",
+            err=True,
+        )
+    click.echo(
+        f"{shown(list_path)}: {report.videos} videos, {report.classes} classes, "
+        f"{len(report.missing)} missing"
+    )
+    return EXIT_FAILURE if report.missing or report.unreadable else 0
+
+
+@cli.command()
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, help="The PNG to write.  [default: NAME.png]")
+@saliency_options
+@click.option("--frames", type=click.IntRange(1, 24), default=6, show_default=True)
+@click.option(
+    "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
+)
+def inspect(
+    source: str, out: str | None, input_size: int, patch_size: int, threshold: float, frames: int,
+    animation: str,
+) -> None:  # fmt: skip
+    """Draw frames, their saliency and their salient patches: a PNG, and an animation beside it.
+
+    SOURCE is a video or a frame folder; of a whole data set the first video is drawn.
+    """
+    from savimae.figures import inspect_video
+    from savimae.lists import find_videos
+    from savimae.video import VideoError
+
+    config = _saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    found = find_videos(source)
+    if not found.videos:
+        path, reason = found.unreadable[0]
+        raise SavimaeError(f"{shown(path)}: {reason}")
+    video = found.videos[0]
+    try:
+        written = inspect_video(
+            video.path, out or f"{os.path.basename(video.name)}.png", config, frames, animation
+        )
+    except VideoError as error:
+        raise SavimaeError(f"{shown(video.path)}: {error}") from error
+    if len(found.videos) > 1:
+        click.echo(f"the first of {len(found.videos)} videos; name another one to see it")
+    for path in written:
+        click.echo(f"wrote {shown(path)}")
+
+
+@cli.command()
+@click.option("--out", type=PATH, default="savimae-demo", show_default=True, metavar="DIR")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(1), help="Default: the cores this process may use.")
+def demo(out: str, seed: int, workers: int | None) -> int:
+    """Make a small set of real videos and run the whole pipeline on it."""
+    from savimae.config import SaliencyConfig
+    from savimae.demo import DIRECTIONS, OBJECTS, make_demo_set
+    from savimae.figures import inspect_video
+    from savimae.preprocess import ArrayJob
+
+    click.echo("1. making videos: cut-outs that move over photographs, as AVI and MP4")
+    made = make_demo_set(out, seed)
+    click.echo(
+        f"   {made.n_videos} videos in {shown(made.videos)}: {len(DIRECTIONS)} directions "
+        f"({shown(made.direction_list)}), {len(OBJECTS)} objects ({shown(made.object_list)})"
+    )
+    arrays = os.path.join(out, "saliency")
+    click.echo(f"2. savimae preprocess {shown(made.videos)} {shown(arrays)}")
+    config = SaliencyConfig()
+    code = _walk(
+        made.videos, arrays, ArrayJob(config), workers=workers, shard="0/1", overwrite=True,
+        limit=None, root=None,
+    )  # fmt: skip
+    example = os.path.join(made.videos, "right", "right_cat_01.mp4")
+    picture = os.path.join(out, "inspect.png")
+    click.echo(f"3. savimae inspect {shown(example)} --out {shown(picture)}")
+    for path in inspect_video(example, picture, config):
+        click.echo(f"   wrote {shown(path)}")
+    click.echo(
+        "Look at the picture. Then try your own videos:\n"
+        "   savimae inspect YOUR_VIDEO\n"
+        "   savimae preprocess YOUR_FOLDER YOUR_OUTPUT"
+    )
+    return code

@@ -1,0 +1,123 @@
+"""A small labelled set of real video files, made from the photographs that scikit-image ships.
+
+A cut-out of one photograph moves in one of eight directions over another. Two things can be told
+from a video: what moves, and where to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageDraw
+from skimage import data
+
+from savimae.config import record_config
+from savimae.lists import Video, write_list
+from savimae.progress import Progress
+from savimae.video import write_video
+
+WIDTH, HEIGHT = 160, 120  # pixels
+N_FRAMES = 48
+FRAMES_PER_S = 24
+OBJECT_PX = 44
+DIRECTIONS = ("right", "down_right", "down", "down_left", "left", "up_left", "up", "up_right")
+# Centre (x, y) and diameter of the cut-out, in pixels of the photograph.
+OBJECTS = {
+    "astronaut": ("astronaut", (225, 110), 190),
+    "cat": ("chelsea", (222, 120), 236),
+    "cup": ("coffee", (300, 200), 330),
+    "rocket": ("rocket", (322, 235), 190),
+}
+BACKGROUNDS = ("brick", "grass", "gravel", "hubble_deep_field")
+FORMATS = ((".avi", "mpeg4"), (".mp4", "libx264"))
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSet:
+    """Where the parts of the demo's data set are."""
+
+    videos: str  # folder, `direction/direction_object_01.avi`
+    direction_list: str
+    object_list: str
+    n_videos: int
+
+
+def make_demo_set(out: str, seed: int = 0, copies: int = 2) -> DemoSet:
+    """Write 8 directions x 4 objects x `copies` videos of 48 frames, 160x120, and their two lists.
+
+    The same seed gives the same bytes. AVI (MPEG-4) and MP4 (H.264) alternate.
+
+    Raises:
+        UsageError: `out` holds a demo made with another seed.
+    """
+    os.makedirs(out, exist_ok=True)
+    record_config(out, {"output": "demo", "seed": seed, "copies": copies})
+    root = os.path.join(out, "videos")
+    by_direction: list[Video] = []
+    by_object: list[Video] = []
+    total = len(DIRECTIONS) * len(OBJECTS) * copies
+    with Progress("making videos") as progress:
+        for direction_index, direction in enumerate(DIRECTIONS):
+            for object_index, name in enumerate(OBJECTS):
+                for copy in range(copies):
+                    place = (seed, direction_index, object_index, copy)
+                    extension, codec = FORMATS[(object_index + copy) % len(FORMATS)]
+                    stem = f"{direction}/{direction}_{name}_{copy + 1:02}"
+                    path = os.path.join(root, stem + extension)
+                    frames = moving_object(name, direction_index, np.random.default_rng(place))
+                    write_video(path, np.stack(list(frames)), FRAMES_PER_S, codec)
+                    by_direction.append(Video(path, stem, direction_index))
+                    by_object.append(Video(path, stem, object_index))
+                    progress.show(len(by_object) / total, f"{len(by_object)}/{total} videos")
+    direction_list = os.path.join(out, "direction.txt")
+    object_list = os.path.join(out, "object.txt")
+    write_list(direction_list, by_direction, root, DIRECTIONS)
+    write_list(object_list, by_object, root, tuple(OBJECTS))
+    return DemoSet(root, direction_list, object_list, len(by_direction))
+
+
+def moving_object(name: str, direction: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Frames uint8 `[120, 160, 3]` of object `name` moving at `direction` * 45 degrees."""
+    cutout = _cutout(name, OBJECT_PX + int(rng.integers(-6, 7)))
+    background = _background(BACKGROUNDS[rng.integers(len(BACKGROUNDS))], rng)
+    angle = direction * math.pi / 4
+    step = np.array([math.cos(angle), math.sin(angle)])
+    speed = rng.uniform(1.0, 1.5)  # pixels a frame: 48 to 72 pixels in all
+    middle = np.array([WIDTH, HEIGHT]) / 2 + rng.uniform(-8, 8, 2)
+    for index in range(N_FRAMES):
+        center = middle + step * speed * (index - (N_FRAMES - 1) / 2)
+        corner = np.round(center - cutout.width / 2).astype(int)
+        frame = background.copy()
+        frame.paste(cutout, (int(corner[0]), int(corner[1])), cutout)
+        yield np.asarray(frame)
+
+
+@functools.cache
+def _photograph(name: str) -> Image.Image:
+    return Image.fromarray(getattr(data, name)()).convert("RGB")
+
+
+def _cutout(name: str, side: int) -> Image.Image:
+    """A round piece of a photograph, RGBA, `side` pixels wide."""
+    photograph, (x, y), diameter = OBJECTS[name]
+    box = (x - diameter // 2, y - diameter // 2, x + diameter // 2, y + diameter // 2)
+    piece = _photograph(photograph).crop(box).resize((side, side), Image.Resampling.LANCZOS)
+    mask = Image.new("L", (4 * side, 4 * side))
+    ImageDraw.Draw(mask).ellipse((0, 0, 4 * side - 1, 4 * side - 1), fill=255)
+    piece.putalpha(mask.resize((side, side), Image.Resampling.LANCZOS))
+    return piece
+
+
+def _background(name: str, rng: np.random.Generator) -> Image.Image:
+    """A random crop of a photograph, evened out a little so that the object stands out."""
+    photograph = _photograph(name)
+    x = int(rng.integers(photograph.width - 2 * WIDTH + 1))
+    y = int(rng.integers(photograph.height - 2 * HEIGHT + 1))
+    crop = photograph.crop((x, y, x + 2 * WIDTH, y + 2 * HEIGHT))
+    crop = crop.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    return Image.blend(crop, Image.new("RGB", crop.size, crop.resize((1, 1)).getpixel((0, 0))), 0.5)

@@ -1,0 +1,191 @@
+"""Every picture the tool draws. Panels are pixel-exact images; captions are Pillow's own font."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from savimae.config import SaliencyConfig
+from savimae.errors import shown
+from savimae.files import atomic_file
+from savimae.progress import Progress
+from savimae.saliency import FrameSaliency, video_patches
+from savimae.video import GrayPlane, open_video, write_video
+
+PANEL_PX = 224  # smallest side of a panel; smaller frames are enlarged by a whole factor
+GAP_PX = 8
+MARGIN_PX = 12
+FONT_PX = 15
+TITLE_PX = 19
+BACKGROUND = (255, 255, 255)
+INK = (30, 30, 30)
+OUTLINE = (255, 214, 0)  # yellow on a black rim: visible on bright and on dark ground
+MAX_ANIMATION_FRAMES = 240
+FRAMES_PER_S = 25.0  # where the source does not say
+
+
+def inspect_video(
+    path: str, out: str, config: SaliencyConfig, n_frames: int = 6, animation: str = "mp4"
+) -> list[str]:
+    """Draw what preprocessing sees in one video: frames, saliency maps, salient patches outlined.
+
+    Args:
+        path: a video file or a frame folder.
+        out: the PNG to write; the animation lies beside it.
+        config: how saliency is computed.
+        n_frames: how many frames the PNG shows, evenly spaced.
+        animation: "mp4", "gif" or "none".
+
+    Returns:
+        The files written.
+
+    Raises:
+        VideoError: a frame cannot be decoded.
+    """
+    patches = video_patches(open_video(path), config)
+    total = len(patches)
+    still = set(np.linspace(0, total - 1, min(n_frames, total)).round().astype(int).tolist())
+    stride = math.ceil(total / MAX_ANIMATION_FRAMES)
+    moving = set(range(0, total, stride)) if animation != "none" else set()
+
+    saliency = FrameSaliency(config)
+    columns: list[list[Image.Image]] = []
+    captions: list[str] = []
+    animated: list[np.ndarray] = []
+    video = open_video(path)
+    source_size = ""
+    both = zip(video.rgb_frames(), open_video(path).gray_planes(), strict=True)
+    with Progress("drawing") as progress:
+        for index, (rgb, gray) in enumerate(both):
+            progress.show((index + 1) / total, f"{index + 1}/{total} frames")
+            source_size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+            if index not in still and index not in moving:
+                continue
+            panels = _panels(rgb, gray, patches[index], saliency)
+            caption = f"frame {index}: {patches[index].mean():.0%} salient"
+            if index in still:
+                columns.append(panels)
+                captions.append(caption)
+            if index in moving:
+                animated.append(np.asarray(_filmstrip(panels, caption)))
+
+    title = (
+        f"{shown(os.path.basename(os.path.normpath(path)))}   {total} frames of {source_size}, "
+        f"{patches.mean():.1%} of patches salient at threshold {config.threshold:g}"
+    )
+    grid = draw_grid(columns, title, captions, ["frame", "saliency", "salient patches"])
+    write_picture(out, grid)
+    written = [out]
+    if animation != "none":
+        target = os.path.splitext(out)[0] + "." + animation
+        write_animation(target, animated, (video.frames_per_s or FRAMES_PER_S) / stride)
+        written.append(target)
+    return written
+
+
+def _panels(
+    rgb: np.ndarray, gray: GrayPlane, patches: np.ndarray, saliency: FrameSaliency
+) -> list[Image.Image]:
+    """Frame, saliency map, salient patches outlined: three images of one size."""
+    size = saliency.config.input_size
+    factor = math.ceil(PANEL_PX / size)
+    side = (size * factor, size * factor)
+    frame = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
+    frame = frame.resize(side, Image.Resampling.NEAREST)
+    saliency_map = Image.fromarray(saliency.saliency_map(gray)).convert("RGB")
+    patch_px = saliency.config.patch_size * factor
+    return [
+        frame,
+        saliency_map.resize(side, Image.Resampling.NEAREST),
+        outline_patches(frame, patches.astype(bool), patch_px),
+    ]
+
+
+def outline_patches(frame: Image.Image, chosen: np.ndarray, patch_px: int) -> Image.Image:
+    """`frame` with the patches outside `chosen` (bool `[H_p, W_p]`) faded and its outline drawn."""
+    pixels = np.asarray(frame).astype(np.float32)
+    inside = np.kron(chosen, np.ones((patch_px, patch_px), bool))[..., None]
+    faded = np.where(inside, pixels, 0.35 * pixels + 0.65 * 255)
+    picture = Image.fromarray(faded.astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    around = np.pad(chosen, 1)
+    lines = []
+    for row, column in np.argwhere(around[:-1, 1:-1] != around[1:, 1:-1]):
+        lines.append((column, row, column + 1, row))
+    for row, column in np.argwhere(around[1:-1, :-1] != around[1:-1, 1:]):
+        lines.append((column, row, column, row + 1))
+    limit = picture.width - 2, picture.height - 2
+    for width, color in ((4, (0, 0, 0)), (2, OUTLINE)):
+        for x0, y0, x1, y1 in lines:
+            ends = [
+                (min(max(x * patch_px, 1), limit[0]), min(max(y * patch_px, 1), limit[1]))
+                for x, y in ((int(x0), int(y0)), (int(x1), int(y1)))
+            ]
+            draw.line(ends, fill=color, width=width)
+    return picture
+
+
+def draw_grid(
+    columns: Sequence[Sequence[Image.Image]],
+    title: str,
+    column_captions: Sequence[str],
+    row_captions: Sequence[str],
+) -> Image.Image:
+    """Panels of one size as a captioned grid: `columns` across, their panels down."""
+    side = columns[0][0].width
+    font = ImageFont.load_default(FONT_PX)
+    title_font = ImageFont.load_default(TITLE_PX)
+    left = MARGIN_PX + max(int(font.getlength(text)) for text in row_captions) + GAP_PX
+    top = MARGIN_PX + TITLE_PX + 2 * GAP_PX + FONT_PX + GAP_PX
+    width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
+    width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
+    height = top + len(row_captions) * (side + GAP_PX) - GAP_PX + MARGIN_PX
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=title_font)
+    for row, text in enumerate(row_captions):
+        middle = top + row * (side + GAP_PX) + side // 2
+        draw.text((MARGIN_PX, middle), text, fill=INK, font=font, anchor="lm")
+    for column, (panels, text) in enumerate(zip(columns, column_captions, strict=True)):
+        x = left + column * (side + GAP_PX)
+        draw.text((x + side // 2, top - GAP_PX), text, fill=INK, font=font, anchor="mb")
+        for row, panel in enumerate(panels):
+            picture.paste(panel, (x, top + row * (side + GAP_PX)))
+    return picture
+
+
+def _filmstrip(panels: Sequence[Image.Image], caption: str) -> Image.Image:
+    """One animation frame: panels side by side over a caption, both sides even for H.264."""
+    side = panels[0].width
+    width = len(panels) * (side + GAP_PX) - GAP_PX
+    picture = Image.new("RGB", (width + width % 2, side + 2 * FONT_PX), BACKGROUND)
+    for index, panel in enumerate(panels):
+        picture.paste(panel, (index * (side + GAP_PX), 0))
+    font = ImageFont.load_default(FONT_PX)
+    ImageDraw.Draw(picture).text((4, side + FONT_PX), caption, fill=INK, font=font, anchor="lm")
+    return picture
+
+
+def write_picture(path: str, picture: Image.Image) -> None:
+    """Write a PNG, atomically."""
+    encoded = imageio.imwrite("<bytes>", np.asarray(picture), extension=".png")
+    with atomic_file(path) as file:
+        file.write(encoded)
+
+
+def write_animation(path: str, frames: Sequence[np.ndarray], frames_per_s: float) -> None:
+    """Write uint8 `[height, width, 3]` frames (even sides) as GIF or as MP4, atomically."""
+    stack = np.stack(frames)
+    if not path.endswith(".gif"):
+        write_video(path, stack, frames_per_s, "libx264")
+        return
+    encoded = imageio.imwrite(
+        "<bytes>", stack, extension=".gif", duration=1000 / frames_per_s, loop=0
+    )
+    with atomic_file(path) as file:
+        file.write(encoded)

@@ -1,0 +1,79 @@
+"""Making list files: of a folder, or of an official split of UCF101 or HMDB51."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from savimae.errors import UsageError, shown
+from savimae.lists import (
+    VideoList,
+    find_videos,
+    match_split,
+    read_list,
+    read_split,
+    shared_groups,
+    write_list,
+)
+
+
+@dataclasses.dataclass
+class IndexReport:
+    """What went into a list and what is wrong with it."""
+
+    videos: int
+    classes: int
+    missing: list[str]  # named by the split, not there
+    unreadable: list[tuple[str, str]]  # path, reason
+    shared_groups: list[str]  # recordings with clips here and on the other side
+    other_side: str = ""  # what they are shared with
+
+
+def make_index(
+    root: str,
+    list_path: str,
+    split_folder: str | None = None,
+    split: int = 1,
+    part: str = "train",
+    against: str | None = None,
+) -> IndexReport:
+    """Write the list of the videos below `root`.
+
+    Without `split_folder`, all of them, labelled by their folders in sorted order. With it, those
+    of one part ("train" or "test") of an official split, with the split's labels.
+
+    Args:
+        against: a list that must share no group (recording) with this one; with an official split
+            its other part is checked as well.
+
+    Raises:
+        UsageError: no videos below `root`, or no split files.
+        SavimaeError: a file that cannot be read or understood.
+    """
+    found = find_videos(root)
+    report = IndexReport(0, 0, [], found.unreadable, [])
+    videos, classes = found.videos, found.classes
+    if split_folder is not None:
+        official = read_split(split_folder, split)
+        parts = {"train": official.train, "test": official.test}
+        classes = official.classes
+        videos, report.missing = match_split(parts[part], classes, found)
+        if not videos:
+            raise UsageError(
+                f"{shown(root)}: none of the {len(parts[part])} videos of this split is in it"
+            )
+        names = {side: [f"{name}/{_stem(file)}" for name, file in parts[side]] for side in parts}
+        report.shared_groups = shared_groups(names["train"], names["test"])
+        report.other_side = "the split's train and test lists"
+    if against is not None and not report.shared_groups:
+        other: VideoList = read_list(against)
+        report.shared_groups = shared_groups(
+            [video.name for video in videos], [video.name for video in other.videos]
+        )
+        report.other_side = f"this list and {shown(against)}"
+    report.videos, report.classes = len(videos), len(classes)
+    write_list(list_path, videos, root, classes)
+    return report
+
+
+def _stem(file_name: str) -> str:
+    return file_name.rpartition(".")[0] or file_name

@@ -1,0 +1,170 @@
+"""Saliency of a frame and its pooling to patches, in one pass over the resized frame.
+
+Legend: S side of the resized frame, P side of a patch, n = S / P patches a side.
+
+With p = g / 255 for the gray level g, m = mean(p), all in float32:
+
+    saliency(g) = |p - m| / max |p - m|,  map(g) = uint8(saliency * 255), truncated
+    a patch is salient where any of its pixels has map / 255 >= threshold
+
+map(g) grows with |g - m|, so the greatest map value of a patch is that of its darkest or of its
+brightest pixel, and the greatest deviation of the frame that of its darkest or brightest pixel.
+One pass that keeps minimum and maximum of each patch and the sum of the frame decides everything;
+no map is written. The mean comes from the integer sum: the order of summation does not matter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, int64, uint8
+
+from savimae.kernels._jit import compile_lock, jit
+from savimae.kernels.resize import ResizeBuffers, resize
+
+
+def smallest_salient_level(threshold: float) -> int:
+    """The smallest map value v in 0..255 with v / 255 >= threshold (128 for 0.5).
+
+    `threshold` is in [0, 1]; 0 makes every patch salient.
+    """
+    return int(np.argmax(np.arange(256) / 255 >= threshold))
+
+
+@jit
+def _mean(total, pixels):
+    """Mean of g / 255 over a frame as float32, from the integer sum of g."""
+    return float32(total / (255.0 * pixels))
+
+
+@jit
+def _deviation(level, mean):
+    """|g / 255 - mean| in float32."""
+    return abs(float32(level) / float32(255) - mean)
+
+
+@jit
+def _map_value(level, mean, peak):
+    """Map value (0..255) of gray `level` in a frame with this mean and greatest deviation."""
+    if peak == float32(0):
+        return uint8(0)
+    return uint8(_deviation(level, mean) / peak * float32(255))
+
+
+@jit
+def patch_extrema(gray, size, patch_size, low, high):
+    """Darkest and brightest pixel of each patch; returns the sum of the frame (int64).
+
+    gray uint8 [S, >= S]; writes low, high uint8 [n, n].
+    """
+    n = size // patch_size
+    column_low = np.empty(size, np.uint8)
+    column_high = np.empty(size, np.uint8)
+    total = int64(0)
+    for j in range(n):
+        column_low[:] = 255
+        column_high[:] = 0
+        for y in range(j * patch_size, (j + 1) * patch_size):
+            row = gray[y]
+            row_total = np.uint32(0)
+            for x in range(size):
+                value = row[x]
+                row_total += np.uint32(value)
+                column_low[x] = min(column_low[x], value)
+                column_high[x] = max(column_high[x], value)
+            total += int64(row_total)
+        for i in range(n):
+            darkest, brightest = uint8(255), uint8(0)
+            for x in range(i * patch_size, (i + 1) * patch_size):
+                darkest = min(darkest, column_low[x])
+                brightest = max(brightest, column_high[x])
+            low[j, i] = darkest
+            high[j, i] = brightest
+    return total
+
+
+@jit
+def _frame_range(low, high):
+    """Darkest and brightest pixel of the frame, from those of its patches."""
+    darkest, brightest = uint8(255), uint8(0)
+    for j in range(low.shape[0]):
+        for i in range(low.shape[1]):
+            darkest = min(darkest, low[j, i])
+            brightest = max(brightest, high[j, i])
+    return darkest, brightest
+
+
+@jit
+def _peak(darkest, brightest, mean):
+    """Greatest deviation of a frame; 0 for a constant frame, whatever the mean was rounded to."""
+    if darkest == brightest:
+        return float32(0)
+    return max(_deviation(darkest, mean), _deviation(brightest, mean))
+
+
+@jit
+def frame_patches(
+    plane, height, width, x_starts, x_taps, y_starts, y_taps,
+    words, columns, column_bytes, sums, turned, gray,
+    patch_size, smallest_level, low, high, out,
+):  # fmt: skip
+    """Gray plane -> salient patches, everything in one call.
+
+    plane uint8 C-contiguous, its top left [height, width] is the frame; the arrays up to `gray` are
+    those of `ResizeBuffers`; low, high uint8 [n, n] are scratch. Writes out uint8 [n, n]: 1 where
+    the patch is salient, else 0.
+    """
+    resize(
+        plane, height, width, x_starts, x_taps, y_starts, y_taps,
+        words, columns, column_bytes, sums, turned, gray,
+    )  # fmt: skip
+    size = x_taps.shape[0]
+    total = patch_extrema(gray, size, patch_size, low, high)
+    mean = _mean(total, size * size)
+    darkest, brightest = _frame_range(low, high)
+    peak = _peak(darkest, brightest, mean)
+    for j in range(low.shape[0]):
+        for i in range(low.shape[1]):
+            value = max(_map_value(low[j, i], mean, peak), _map_value(high[j, i], mean, peak))
+            out[j, i] = uint8(value >= smallest_level)
+
+
+@jit
+def saliency_map(gray, size, out):
+    """Resized frame gray uint8 [S, >= S] -> its saliency map; writes out uint8 [S, S]."""
+    low = np.empty((1, 1), np.uint8)
+    high = np.empty((1, 1), np.uint8)
+    total = patch_extrema(gray, size, size, low, high)
+    mean = _mean(total, size * size)
+    peak = _peak(low[0, 0], high[0, 0], mean)
+    levels = np.empty(256, np.uint8)  # a frame has at most 256 different answers
+    for level in range(256):
+        # Levels outside the frame's range could exceed 255; they do not occur.
+        levels[level] = _map_value(min(max(level, low[0, 0]), high[0, 0]), mean, peak)
+    for y in range(size):
+        for x in range(size):
+            out[y, x] = levels[gray[y, x]]
+
+
+@jit
+def map_patches(gray, size, patch_size, smallest_level, low, high, out):
+    """Saliency map gray uint8 [S, >= S] -> salient patches; writes out uint8 [n, n] of 0 and 1.
+
+    low, high uint8 [n, n] are scratch.
+    """
+    patch_extrema(gray, size, patch_size, low, high)
+    for j in range(out.shape[0]):
+        for i in range(out.shape[1]):
+            out[j, i] = uint8(high[j, i] >= smallest_level)
+
+
+def compile_kernels() -> None:
+    """Compile every kernel, or load it from the cache, once for all processes that share it."""
+    plane = np.zeros((2, 2), np.uint8)
+    plane.flags.writeable = False  # planes belong to the decoder: kernels see them read-only
+    buffers = ResizeBuffers(2, 2, 2)
+    low, high, out = (np.zeros((1, 1), np.uint8) for _ in range(3))
+    with compile_lock(frame_patches):
+        frame_patches(plane, 2, 2, *buffers.arguments(), 2, 128, low, high, out)
+        resize(plane, 2, 2, *buffers.arguments())
+        saliency_map(buffers.gray, 2, np.zeros((2, 2), np.uint8))
+        map_patches(buffers.gray, 2, 2, 128, low, high, out)

@@ -1,0 +1,54 @@
+"""The kernels in plain NumPy, slow and obvious: the compiled ones must equal them bit for bit.
+
+The resizing filter's weights come from `resize.bilinear_taps`; tests hold the whole against Pillow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from savimae.kernels.resize import PRECISION_BITS, bilinear_taps
+
+
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """RGB uint8 `[..., 3]` -> gray uint8 `[...]`: ITU-R 601, fixed point, as Pillow's "L"."""
+    red, green, blue = (rgb[..., channel].astype(np.uint32) for channel in range(3))
+    gray = (19595 * red + 38470 * green + 7471 * blue + 32768) >> 16
+    return np.asarray(gray, np.uint8)
+
+
+def resize_rows(plane: np.ndarray, n_out: int) -> np.ndarray:
+    """Resample the last axis: uint8 `[h, w]` -> uint8 `[h, n_out]`."""
+    starts, taps = bilinear_taps(plane.shape[1], n_out)
+    result = np.empty((plane.shape[0], n_out), np.uint8)
+    for i, (start, weights) in enumerate(zip(starts, taps, strict=True)):
+        pixels = plane[:, start : start + len(weights)].astype(np.int64)
+        sums = pixels @ weights[: pixels.shape[1]] + (1 << (PRECISION_BITS - 1))
+        result[:, i] = sums >> PRECISION_BITS
+    return result
+
+
+def resize(plane: np.ndarray, size: int) -> np.ndarray:
+    """uint8 `[h, w]` -> uint8 `[size, size]`, horizontal pass first."""
+    return resize_rows(resize_rows(plane, size).T, size).T
+
+
+def saliency_map(gray: np.ndarray) -> np.ndarray:
+    """Resized frame uint8 `[S, S]` -> saliency map uint8 `[S, S]`."""
+    if gray.min() == gray.max():
+        return np.zeros_like(gray)
+    mean = np.float32(gray.sum(dtype=np.int64) / (255.0 * gray.size))
+    deviation = np.abs(gray.astype(np.float32) / np.float32(255) - mean)
+    return np.asarray(deviation / deviation.max() * np.float32(255), np.float32).astype(np.uint8)
+
+
+def map_patches(saliency: np.ndarray, patch_size: int, threshold: float) -> np.ndarray:
+    """Saliency map uint8 `[S, S]` -> uint8 `[S / P, S / P]`: 1 where any pixel is salient."""
+    n = saliency.shape[0] // patch_size
+    salient = saliency / 255 >= threshold
+    return salient.reshape(n, patch_size, n, patch_size).any(axis=(1, 3)).astype(np.uint8)
+
+
+def frame_patches(plane: np.ndarray, size: int, patch_size: int, threshold: float) -> np.ndarray:
+    """Gray plane uint8 `[h, w]` -> salient patches uint8 `[size / P, size / P]`, in two steps."""
+    return map_patches(saliency_map(resize(plane, size)), patch_size, threshold)

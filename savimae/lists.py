@@ -1,0 +1,386 @@
+"""Which videos there are: folders, list files, and the official splits of UCF101 and HMDB51.
+
+A list file holds one video a line, `path label`. The path may contain spaces: the label is what
+follows the last one, and may be missing. Lines that begin with # are comments; two say more:
+
+    # root: "../UCF-101"              relative paths start here (relative to the list's own folder)
+    # classes: ["ApplyEyeMakeup", …]  the names of labels 0, 1, …
+
+Without a root, relative paths start at the list's folder, or at the working directory if only that
+one holds the first video (published lists are written so).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from savimae.errors import SavimaeError, UsageError, one_line, shown
+from savimae.files import atomic_file
+from savimae.video import is_image, is_video
+
+FRAME_COST_BYTES = 10_000  # a JPEG frame of 320x240, so that folders weigh like files unasked
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """One video of a data set."""
+
+    path: str  # the file, or the folder of frames
+    name: str  # `Class/video`: what outputs are called, relative to their root, no extension
+    label: int | None = None
+    cost: int = 0  # bytes to decode, estimated; weighs shards and progress
+
+
+@dataclasses.dataclass
+class VideoList:
+    """Videos in a fixed order, and what was noticed while they were collected."""
+
+    videos: list[Video]
+    root: str  # the folder that names are relative to
+    classes: list[str] = dataclasses.field(default_factory=list)
+    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # path, reason
+    n_ignored: int = 0  # files that are neither video nor frame
+
+
+# --------------------------------------------------------------------------------- collecting
+
+
+def find_videos(source: str, root: str | None = None) -> VideoList:
+    """The videos of SOURCE: a folder of videos or of frame folders, a list file, or one video.
+
+    Args:
+        source: a folder (searched to any depth, links followed), a list file (`.txt`, `.csv` or
+            `.list`), a video file or a frame folder.
+        root: where the relative paths of a list start, if not where the list says.
+
+    Raises:
+        UsageError: nothing there, or two videos whose outputs would have the same name.
+        SavimaeError: a list that cannot be read.
+    """
+    if os.path.isdir(source):
+        found = _search_folder(source)
+        if not found.videos and not found.unreadable:
+            raise UsageError(
+                f"{shown(source)}: no videos and no folders of frames in it; videos end in .avi, "
+                ".mp4, .mkv, .webm, .mov and the like, frames are JPEG or PNG"
+            )
+    elif os.path.isfile(source) and is_list(source):
+        found = read_list(source, root)
+        if not found.videos:
+            raise UsageError(
+                f"{shown(source)}: a list without videos; write one `path label` a line"
+            )
+    elif os.path.isfile(source):
+        folder, name = os.path.split(source)
+        video = Video(source, _stem(name), cost=os.path.getsize(source))
+        found = VideoList([video], folder)
+    else:
+        raise UsageError(f"{shown(source)}: no such file or folder")
+    _refuse_same_names(found.videos)
+    return found
+
+
+def is_list(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in (".txt", ".csv", ".list")
+
+
+def _stem(name: str) -> str:
+    """`name` without a video's extension; other dots belong to the name."""
+    return os.path.splitext(name)[0] if is_video(name) else name
+
+
+def _search_folder(root: str) -> VideoList:
+    found = VideoList([], root)
+    _search(root, "", found, set())
+    found.videos.sort(key=lambda video: video.name)
+    found.unreadable.sort()
+    if all("/" in video.name for video in found.videos):
+        found.classes = sorted({os.path.dirname(video.name) for video in found.videos})
+        label = {name: index for index, name in enumerate(found.classes)}
+        found.videos = [
+            dataclasses.replace(video, label=label[os.path.dirname(video.name)])
+            for video in found.videos
+        ]
+    return found
+
+
+def _search(folder: str, name: str, found: VideoList, ancestors: set[tuple[int, int]]) -> None:
+    """Collect the videos below `folder`, whose own name is `name` relative to the root."""
+    try:
+        with os.scandir(folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+    except OSError as error:
+        found.unreadable.append((folder, one_line(error)))
+        return
+    if identity in ancestors:  # a link back to a folder we came through
+        return
+    folders, images = [], []
+    for entry in visible:
+        child = f"{name}/{entry.name}" if name else entry.name
+        try:
+            if entry.is_dir():
+                folders.append((entry.path, child))
+            elif is_video(entry.name):
+                cost = entry.stat().st_size
+                found.videos.append(Video(entry.path, _stem(child), cost=cost))
+            elif is_image(entry.name):
+                images.append(entry)
+            else:
+                found.n_ignored += 1
+        except OSError as error:
+            found.unreadable.append((entry.path, one_line(error)))
+    n_videos = sum(is_video(entry.name) for entry in visible)
+    if images and not folders and not n_videos:
+        frames_name = name or os.path.basename(os.path.abspath(folder))
+        found.videos.append(Video(folder, frames_name, cost=len(images) * FRAME_COST_BYTES))
+    elif not visible and name:
+        found.unreadable.append((folder, "an empty folder: no videos and no frames"))
+    else:
+        found.n_ignored += len(images)
+    for path, child in folders:
+        _search(path, child, found, ancestors | {identity})
+
+
+def _refuse_same_names(videos: Iterable[Video]) -> None:
+    seen: dict[str, Video] = {}
+    for video in videos:
+        other = seen.setdefault(video.name, video)
+        if other is not video:
+            same = "is listed twice" if other.path == video.path else f"and {shown(video.path)}"
+            raise UsageError(
+                f"{shown(other.path)} {same}: both would be written to {shown(video.name)}; "
+                "rename or remove one"
+            )
+
+
+# --------------------------------------------------------------------------------- list files
+
+
+def read_list(path: str, root: str | None = None) -> VideoList:
+    """Read a list file; see the top of this module for the format.
+
+    Raises:
+        SavimaeError: not a text file, or a label that is not a number from 0.
+    """
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            lines = [line.rstrip("\r\n") for line in file]
+    except OSError as error:
+        raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
+    if any("\0" in line for line in lines):
+        raise SavimaeError(f"{shown(path)}: not a list of videos; write one `path label` a line")
+    header: dict[str, object] = {}
+    entries: list[tuple[str, int | None]] = []
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#"):
+            key, _, value = line[1:].strip().partition(": ")
+            if key in ("root", "classes"):
+                try:
+                    header[key] = json.loads(value)
+                except ValueError:
+                    raise SavimaeError(f"{shown(path)}:{number}: {key} is not JSON") from None
+        elif line.strip():
+            entries.append(_parse_line(path, number, line))
+    list_folder = os.path.dirname(os.path.abspath(path))
+    if root is None and isinstance(header.get("root"), str):
+        root = os.path.join(list_folder, str(header["root"]))
+    if root is None:
+        root = list_folder
+        first = entries[0][0] if entries else ""
+        if not os.path.exists(os.path.join(root, first)) and os.path.exists(first):
+            root = os.getcwd()
+    classes = header.get("classes", [])
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise SavimaeError(f"{shown(path)}: classes is not a list of names")
+    videos = []
+    for entry, label in entries:
+        video_path = os.path.normpath(os.path.join(root, entry))
+        videos.append(Video(video_path, output_name(video_path, root), label, _cost(video_path)))
+    return VideoList(videos, root, classes)
+
+
+def _parse_line(path: str, number: int, line: str) -> tuple[str, int | None]:
+    """`path label` -> (path, label); a line without a label is a path."""
+    line = line.rstrip()
+    entry, _, label = line.rpartition(" ")
+    if entry and label.isdecimal() and label.isascii():
+        return entry.rstrip(), int(label)
+    if entry and re.fullmatch(r"-\d+|\d+\.\d+", label):
+        raise SavimaeError(f"{shown(path)}:{number}: label {label} is not a whole number from 0")
+    return line, None
+
+
+def _cost(path: str) -> int:
+    try:
+        return os.path.getsize(path) if not os.path.isdir(path) else FRAME_COST_BYTES * 100
+    except OSError:  # missing: reported when its turn comes
+        return 0
+
+
+def output_name(path: str, root: str) -> str:
+    """What the outputs of the video at `path` are called: its path below `root`, no extension.
+
+    A video outside `root` is called by its last two parts, `Class/video`, as in published lists of
+    absolute paths. It does not depend on the other videos of a list, so that preprocessing all of a
+    data set and training on a part of it agree.
+    """
+    relative = os.path.relpath(path, root)
+    if relative.startswith(os.pardir):
+        relative = os.path.join(*os.path.normpath(path).split(os.sep)[-2:]).lstrip(os.sep)
+    return _stem(relative)
+
+
+def write_list(path: str, videos: Sequence[Video], root: str, classes: Sequence[str]) -> None:
+    """Write a list file, paths relative to `root`.
+
+    Raises:
+        SavimaeError: a path with a line break, which the format cannot hold.
+    """
+    list_folder = os.path.dirname(os.path.abspath(path))
+    relative_root = os.path.relpath(os.path.abspath(root), list_folder)
+    lines = [
+        f"# {len(videos)} videos, {len(classes)} classes",
+        f"# root: {json.dumps(relative_root)}",
+        f"# classes: {json.dumps(list(classes))}",
+    ]
+    for video in videos:
+        entry = os.path.relpath(video.path, root)
+        if "\n" in entry or "\r" in entry:
+            raise SavimaeError(f"{shown(entry)}: a list cannot hold a line break; rename the video")
+        if entry.startswith("#") or entry != entry.strip():
+            entry = os.path.join(os.curdir, entry)
+        lines.append(entry if video.label is None else f"{entry} {video.label}")
+    with atomic_file(path) as file:
+        file.write("\n".join(lines).encode("utf-8", "surrogateescape") + b"\n")
+
+
+# ---------------------------------------------------------------------------- official splits
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One official split: class names in label order, and (class, file name) pairs."""
+
+    classes: list[str]
+    train: list[tuple[str, str]]
+    test: list[tuple[str, str]]
+
+
+def read_split(folder: str, number: int) -> Split:
+    """Read official split `number` (1, 2 or 3) of UCF101 or HMDB51 from its folder of text files.
+
+    UCF101: `classInd.txt`, `trainlist01.txt`, `testlist01.txt`, …. HMDB51: one
+    `<class>_test_split1.txt` per class, with 1 for training, 2 for testing, 0 for neither.
+
+    Raises:
+        UsageError: neither set of files is there.
+        SavimaeError: a line that cannot be understood.
+    """
+    if os.path.exists(os.path.join(folder, "classInd.txt")):
+        return _read_ucf101_split(folder, number)
+    suffix = f"_test_split{number}.txt"
+    names = sorted(name for name in _listdir(folder) if name.endswith(suffix))
+    if names:
+        return _read_hmdb51_split(folder, names, suffix)
+    raise UsageError(
+        f"{shown(folder)}: neither UCF101's classInd.txt nor HMDB51's *{suffix} is in it"
+    )
+
+
+def _listdir(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise UsageError(f"{shown(folder)}: {one_line(error)}") from error
+
+
+def _split_lines(path: str, n_fields: int) -> list[list[str]]:
+    """Fields of each line, at least `n_fields` of them."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            rows = [(number, line.split()) for number, line in enumerate(file, 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
+    for number, fields in rows:
+        if len(fields) < n_fields:
+            raise SavimaeError(f"{shown(path)}:{number}: {n_fields} fields expected")
+    return [fields for _, fields in rows]
+
+
+def _read_ucf101_split(folder: str, number: int) -> Split:
+    rows = _split_lines(os.path.join(folder, "classInd.txt"), 2)
+    if not all(index.isdecimal() for index, *_ in rows):
+        raise SavimaeError(f"{shown(folder)}/classInd.txt: lines must read `number class`")
+    classes = [name for _, name in sorted((int(index), name) for index, name, *_ in rows)]
+
+    def entries(part: str) -> list[tuple[str, str]]:
+        path = os.path.join(folder, f"{part}list{number:02}.txt")
+        pairs = []
+        for fields in _split_lines(path, 1):
+            class_name, _, file_name = fields[0].rpartition("/")
+            if class_name not in classes:
+                raise SavimaeError(
+                    f"{shown(path)}: {shown(fields[0])} is of no class in classInd.txt"
+                )
+            pairs.append((class_name, file_name))
+        return pairs
+
+    return Split(classes, entries("train"), entries("test"))
+
+
+def _read_hmdb51_split(folder: str, names: list[str], suffix: str) -> Split:
+    classes = [name.removesuffix(suffix) for name in names]
+    parts: dict[str, list[tuple[str, str]]] = {"0": [], "1": [], "2": []}
+    for class_name, name in zip(classes, names, strict=True):
+        for file_name, part, *_ in _split_lines(os.path.join(folder, name), 2):
+            if part not in parts:
+                raise SavimaeError(f"{shown(os.path.join(folder, name))}: {part} is not 0, 1 or 2")
+            parts[part].append((class_name, file_name))
+    return Split(classes, parts["1"], parts["2"])
+
+
+def match_split(
+    entries: Iterable[tuple[str, str]], classes: Sequence[str], found: VideoList
+) -> tuple[list[Video], list[str]]:
+    """Find the videos that a split names among those below a root.
+
+    Extensions are not compared: frame folders and re-encoded files of the same name match.
+
+    Returns:
+        The videos with the split's labels (from 0, in the order of `classes`), and the missing.
+    """
+    by_name = {tuple(video.name.split("/")[-2:]): video for video in found.videos}
+    videos, missing = [], []
+    for class_name, file_name in entries:
+        video = by_name.get((class_name, _stem(file_name)))
+        if video is None:
+            missing.append(f"{class_name}/{file_name}")
+        else:
+            videos.append(dataclasses.replace(video, label=classes.index(class_name)))
+    return videos, missing
+
+
+def group_of(name: str) -> str | None:
+    """The group of a video, whose clips were cut from one recording; None where names do not tell.
+
+    UCF101: `Class/v_Class_g08_c01` -> `Class/g08`. HMDB51: `wave/RATRACE_wave_f_nm_np1_fr_goo_37`
+    -> `wave/RATRACE`.
+    """
+    class_name, _, stem = name.rpartition("/")
+    if match := re.fullmatch(r"v_.+_(g\d+)_c\d+", stem):
+        return f"{class_name}/{match[1]}"
+    class_name = class_name.rpartition("/")[2]
+    source = stem.partition(f"_{class_name}_")[0]
+    return f"{class_name}/{source}" if class_name and source != stem else None
+
+
+def shared_groups(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Groups that have videos on both sides, sorted: they would leak from one to the other."""
+    groups = [{group_of(name) for name in side} for side in (names, others)]
+    return sorted(group for group in groups[0] & groups[1] if group is not None)

@@ -1,0 +1,370 @@
+"""The walk over a data set: what to do, on how many processes, what is done already, what failed.
+
+Three kinds of job share it: arrays from frames, maps from frames, arrays from maps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import heapq
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+
+from savimae.arrays import array_frames, write_array
+from savimae.config import SaliencyConfig, record_config
+from savimae.errors import SavimaeError, UsageError, one_line, shown
+from savimae.files import atomic_folder, remove_leftovers
+from savimae.kernels.patches import compile_kernels
+from savimae.lists import Video, VideoList, find_videos, write_list
+from savimae.progress import Progress
+from savimae.saliency import FrameSaliency, patch_chunks
+from savimae.video import open_video
+from savimae.workers import Counter, WorkerDiedError, counter, run_tasks
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class NoSpaceError(SavimaeError):
+    """The output cannot be written for want of space; every further video would fail as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 0) of `count` parts of a data set."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """ "3/64" -> the shard with index 3 of 64; indices run from 0 to 63.
+
+        Raises:
+            ValueError: not of that form, or out of range.
+        """
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise ValueError(
+                f"{text!r} is not I/N with 0 <= I < N, such as 0/64 for the first of 64"
+            )
+        return cls(int(index), int(count))
+
+
+def shard_videos(videos: list[Video], shard: Shard) -> list[Video]:
+    """The videos of one shard: a deterministic partition, balanced by the estimated cost.
+
+    The most expensive videos are dealt first, each to the shard that has least to do so far. It
+    depends on the list and on the sizes of the files only, so the tasks of an array job agree.
+    """
+    if shard.count == 1:
+        return videos
+    loads = [(0, index) for index in range(shard.count)]
+    mine = set()
+    for video in sorted(videos, key=lambda video: (-video.cost, video.name)):
+        load, index = heapq.heappop(loads)
+        heapq.heappush(loads, (load + max(video.cost, 1), index))
+        if index == shard.index:
+            mine.add(video.name)
+    return [video for video in videos if video.name in mine]
+
+
+# --------------------------------------------------------------------------------------- jobs
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What came of one video."""
+
+    frames: int
+    salient_share: float | None  # of its patches; None where no patches were made
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayJob:
+    """Frames (or, with `from_maps`, saliency maps) -> `OUT/Class/video.npy`."""
+
+    saliency: SaliencyConfig
+    dtype: str = "uint8"
+    from_maps: bool = False
+    verb = "preprocess"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "output": "patches",
+            "source": "maps" if self.from_maps else "frames",
+            **dataclasses.asdict(self.saliency),
+            "dtype": self.dtype,
+        }
+
+    def target(self, out: str, video: Video) -> str:
+        return os.path.join(out, video.name + ".npy")
+
+    def is_done(self, target: str) -> bool:
+        return array_frames(target, self.saliency.grid_size, self.dtype) is not None
+
+    def make(self, video: Video, target: str) -> Done:
+        frames = open_video(video.path)
+        chunks = patch_chunks(frames, FrameSaliency(self.saliency), self.from_maps)
+        n = self.saliency.grid_size
+        n_frames, n_salient = write_array(target, _counted(chunks, frames), n, self.dtype)
+        return Done(n_frames, n_salient / (n_frames * n * n))
+
+
+@dataclasses.dataclass(frozen=True)
+class MapJob:
+    """Frames -> `OUT/Class/video/img_00001.png`, ...: the saliency maps."""
+
+    saliency: SaliencyConfig
+    verb = "saliency"
+
+    def settings(self) -> dict[str, Any]:
+        return {"output": "maps", "input_size": self.saliency.input_size}
+
+    def target(self, out: str, video: Video) -> str:
+        return os.path.join(out, video.name)
+
+    def is_done(self, target: str) -> bool:
+        return os.path.isdir(target)  # made under another name and renamed when complete
+
+    def make(self, video: Video, target: str) -> Done:
+        frames = open_video(video.path)
+        saliency = FrameSaliency(self.saliency)
+        n_frames = 0
+        with atomic_folder(target) as folder:
+            for index, gray in enumerate(frames.gray_planes()):
+                path = os.path.join(folder, frames.frame_name(index) + ".png")
+                imageio.imwrite(path, saliency.saliency_map(gray), extension=".png")
+                n_frames = index + 1
+                _count(1, n_frames, frames.expected_frames)
+        return Done(n_frames, None)
+
+
+Job = ArrayJob | MapJob
+
+
+def _counted(chunks: Iterator[np.ndarray], frames: Any) -> Iterator[np.ndarray]:
+    """Pass chunks on and tell this worker's counter."""
+    n_frames = 0
+    for chunk in chunks:
+        n_frames += len(chunk)
+        _count(len(chunk), n_frames, frames.expected_frames)
+        yield chunk
+
+
+def _count(new: int, total: int, expected: int) -> None:
+    counter().add(new, total / expected if expected else 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """One video for one worker; calling it does the work."""
+
+    job: Job
+    video: Video
+    target: str
+
+    def __call__(self) -> Done | str:
+        """Done, or the reason why not, in one line. Raises NoSpaceError if the disk is full."""
+        try:
+            return self.job.make(self.video, self.target)
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                raise NoSpaceError(
+                    f"{shown(os.path.dirname(self.target))}: {one_line(error)}; free some space "
+                    "and run the same command again, finished videos are kept"
+                ) from error
+            return one_line(error)
+        except (SavimaeError, MemoryError, ValueError, ArithmeticError, LookupError) as error:
+            return one_line(error)
+
+
+def _run(task: _Task) -> Done | str:
+    return task()
+
+
+# ---------------------------------------------------------------------------------------- run
+
+
+@dataclasses.dataclass
+class Report:
+    """What a run did."""
+
+    videos: int = 0
+    frames: int = 0
+    skipped: int = 0
+    failures: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # path, reason
+    seconds: float = 0.0
+    salient_patches: float = 0.0  # salient share of each video times its frames, summed
+
+    def add(self, done: Done) -> None:
+        self.videos += 1
+        self.frames += done.frames
+        self.salient_patches += (done.salient_share or 0.0) * done.frames
+
+    def summary(self) -> str:
+        """One line: videos, frames, time, rate, salient share, failures."""
+        parts = [
+            f"{self.videos} videos",
+            f"{self.frames} frames",
+            f"{self.seconds:.1f} s",
+            f"{self.frames / max(self.seconds, 1e-9):.0f} frames/s",
+        ]
+        if self.salient_patches:
+            parts.append(f"{self.salient_patches / self.frames:.1%} of patches salient")
+        if self.skipped:
+            parts.append(f"{self.skipped} were there already")
+        parts.append(f"{len(self.failures)} failed")
+        return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How to walk: nothing here changes what is written for a video."""
+
+    workers: int = 1
+    shard: Shard = Shard()
+    overwrite: bool = False
+    limit: int | None = None
+    list_path: str | None = None
+    root: str | None = None
+
+
+def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
+    """Run `job` on every video of `source` that is not done yet; failures do not stop the run.
+
+    Raises:
+        UsageError: nothing to do, or `out` was made with other settings, or lies inside `source`.
+        SavimaeError: no space left; a list that cannot be read.
+    """
+    _refuse_inside(source, out)
+    found = find_videos(source, options.root)
+    if isinstance(job, ArrayJob) and job.from_maps:
+        _refuse_video_files(found)
+    videos = found.videos[: options.limit]
+    mine = shard_videos(videos, options.shard)
+    os.makedirs(out, exist_ok=True)
+    record_config(out, job.settings())
+
+    report = Report()
+    tasks = [_Task(job, video, job.target(out, video)) for video in mine]
+    pending = [task for task in tasks if options.overwrite or not job.is_done(task.target)]
+    report.skipped = len(tasks) - len(pending)
+    remove_leftovers(task.target for task in pending)
+    if pending:
+        compile_kernels()  # once, before the workers would each do it
+    # The most expensive first: no worker is left alone with a long video at the end.
+    pending.sort(key=lambda task: -task.video.cost)
+    failed = set()
+    log = _FailureLog(out, options.shard)
+    with Progress(job.verb) as progress:
+
+        def fail(path: str, reason: str) -> None:
+            report.failures.append((path, reason))
+            log.add(path, reason)
+            progress.write(f"failed: {shown(path)}: {reason}")
+
+        for path, reason in found.unreadable if options.shard.index == 0 else []:
+            fail(path, reason)
+        for task, result in _results(pending, report, progress, options.workers):
+            if isinstance(result, Done):
+                report.add(result)
+            else:
+                fail(task.video.path, result)
+                failed.add(task.video.name)
+        report.seconds = progress.elapsed_s
+    if found.n_ignored:
+        progress.write(
+            f"{found.n_ignored} files that are neither videos nor frames were left alone"
+        )
+    if options.list_path:
+        succeeded = [video for video in mine if video.name not in failed]
+        write_list(options.list_path, succeeded, found.root, found.classes)
+    return report
+
+
+def _results(
+    pending: list[_Task], report: Report, progress: Progress, workers: int
+) -> Generator[tuple[_Task, Done | str]]:
+    """Results of the tasks as they come, with the progress shown; TERM ends the run tidily."""
+    total_cost = sum(max(task.video.cost, 1) for task in pending)
+    done_cost = 0
+
+    def show(running: list[tuple[_Task, Counter]], counters: list[Counter]) -> None:
+        frames = sum(each.frames for each in counters)
+        under_way = sum(each.share * task.video.cost for task, each in running)
+        n_done = report.videos + len(report.failures)
+        progress.show(
+            (done_cost + under_way) / total_cost,
+            f"{n_done}/{len(pending)} videos, {frames} frames, "
+            f"{frames / max(progress.elapsed_s, 1e-9):.0f} frames/s",
+        )
+
+    n_workers = max(1, min(workers, len(pending)))
+    if not pending:
+        return
+    results = run_tasks(_run, pending, n_workers, [__name__], show)
+    with _terminated_by_signal(), contextlib.closing(results):
+        for task, result in results:
+            done_cost += max(task.video.cost, 1)
+            if isinstance(result, WorkerDiedError):
+                result = "the process that worked on it died (out of memory, or a decoder crash)"
+            if isinstance(result, BaseException):
+                raise result
+            yield task, result
+
+
+@contextlib.contextmanager
+def _terminated_by_signal() -> Iterator[None]:
+    """Turn TERM into SystemExit, so that workers are stopped and temporary files removed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _FailureLog:
+    """The failures of this run in `OUT/failures.jsonl`, whole lines only.
+
+    Each shard has a file of its own. It is begun anew: what failed before is tried again.
+    """
+
+    def __init__(self, out: str, shard: Shard):
+        name = "failures" if shard.count == 1 else f"failures-{shard.index}-of-{shard.count}"
+        self.path = os.path.join(out, name + ".jsonl")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def add(self, video: str, reason: str) -> None:
+        entry = {"path": video, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with open(self.path, "a", encoding="ascii") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def _refuse_inside(source: str, out: str) -> None:
+    inner, outer = os.path.realpath(out), os.path.realpath(source)
+    if os.path.isdir(source) and (inner + os.sep).startswith(outer + os.sep):
+        raise UsageError(
+            f"{shown(out)} lies inside {shown(source)}: a later run would take outputs "
+            "for sources; choose a folder outside"
+        )
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UsageError(f"{shown(out)} is a file; name a folder")
+
+
+def _refuse_video_files(found: VideoList) -> None:
+    for video in found.videos:
+        if not os.path.isdir(video.path):
+            raise UsageError(
+                f"{shown(video.path)} is a file; saliency maps are folders of gray PNGs"
+            )

@@ -1,0 +1,73 @@
+"""Progress of long runs: a bar on a terminal, plain lines elsewhere (a Slurm log)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+LINE_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Shows a share done, counts and the time left; all on standard error.
+
+    On a terminal a bar that is redrawn; elsewhere one line every ten seconds, with the clock time.
+    """
+
+    def __init__(self, title: str, stream: TextIO | None = None):
+        self.title = title
+        self.stream = stream or sys.stderr
+        self.started = time.monotonic()
+        self.last_line = self.started
+        self.bar = None
+        if self.stream.isatty():
+            self.bar = tqdm(
+                total=1.0,
+                desc=title,
+                file=self.stream,
+                leave=False,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
+            )
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+    def show(self, share: float, counts: str) -> None:
+        """Show that `share` (0 to 1) is done. `counts` says it in words, such as rates."""
+        text = f"{counts}, {self._time_left(share)}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.n = min(share, 1.0)
+            self.bar.refresh()
+        elif time.monotonic() - self.last_line >= LINE_INTERVAL_S:
+            self.last_line = time.monotonic()
+            self.write(f"{time.strftime('%H:%M:%S')} {self.title} {share:.0%}: {text}")
+
+    def write(self, line: str) -> None:
+        """Print a line without tearing the bar."""
+        if self.bar is not None:
+            self.bar.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _time_left(self, share: float) -> str:
+        if share <= 0:
+            return "time left unknown"
+        return f"{duration(self.elapsed_s * (1 - min(share, 1.0)) / share)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"

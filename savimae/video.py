@@ -1,0 +1,375 @@
+"""The one place that decodes: video files through PyAV (FFmpeg), frame folders through Pillow.
+
+Both kinds answer the same questions: the gray planes of all frames in order, for saliency, and the
+RGB frames in order. Frame i is the i-th frame that the decoder returns, displayed upright:
+rotation metadata is applied to gray and RGB alike.
+
+A frame that cannot be decoded raises; it is never skipped, since that would shift time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import av
+import imageio.v3 as imageio
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image
+
+from savimae.errors import SavimaeError, one_line, shown
+from savimae.files import atomic_file
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
+VIDEO_EXTENSIONS = frozenset(
+    (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+     ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
+)  # fmt: skip
+RGB_FRAMES_PREFIX = "img_"  # what tools that also write optical flow call the RGB frames
+
+
+class VideoError(SavimaeError):
+    """A video or frame folder that cannot be decoded as a whole."""
+
+
+class GrayPlane(NamedTuple):
+    """One frame's luma: uint8 C-contiguous, read-only, of which [:height, :width] is the frame.
+
+    The memory belongs to the decoder and is valid until the next frame.
+    """
+
+    plane: np.ndarray
+    height: int
+    width: int
+
+    def pixels(self) -> np.ndarray:
+        """The frame itself, uint8 `[height, width]`."""
+        return self.plane[: self.height, : self.width]
+
+
+def open_video(path: str) -> VideoFile | FrameFolder:
+    """The video file or frame folder at `path`. Nothing is decoded yet, but a folder is listed.
+
+    Raises:
+        VideoError: no such file, or a folder that holds no well-formed sequence of frames.
+    """
+    if os.path.isdir(path):
+        return FrameFolder(path)
+    if not os.path.exists(path):
+        raise VideoError("no such file or folder")
+    return VideoFile(path)
+
+
+# ------------------------------------------------------------------------------- frame folders
+
+
+def is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+
+
+def is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS and not name.startswith(".")
+
+
+def _split_number(name: str) -> tuple[str, int | None]:
+    """img_00012.jpg -> ("img_", 12): the text before the stem's last number, and the number."""
+    match = re.fullmatch(r"(.*?)(\d+)", os.path.splitext(name)[0])
+    return (match[1], int(match[2])) if match else (os.path.splitext(name)[0], None)
+
+
+def ordered_frames(names: list[str]) -> list[str]:
+    """The images of one frame folder in time order.
+
+    Names are a common text and a number (`img_00001.jpg`); numbers are compared as numbers and
+    must be evenly spaced, since a gap is a missing frame that would shift all later ones.
+
+    Raises:
+        VideoError: names without numbers, several sequences in a folder, a gap, a number twice.
+    """
+    sequences: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        prefix, number = _split_number(name)
+        if number is None:
+            raise VideoError(
+                f"{shown(name)} has no frame number; name it like img_00001.jpg, or move it"
+            )
+        sequences.setdefault(prefix, []).append((number, name))
+    if not sequences:
+        raise VideoError("a folder without frames (JPEG or PNG)")
+    if len(sequences) > 1 and RGB_FRAMES_PREFIX not in sequences:
+        found = ", ".join(f"{shown(prefix)}*" for prefix in sorted(sequences)[:3])
+        raise VideoError(
+            f"several sequences in one folder ({found}); keep one, or call the frames "
+            f"{RGB_FRAMES_PREFIX}*"
+        )
+    prefix = RGB_FRAMES_PREFIX if len(sequences) > 1 else next(iter(sequences))
+    frames = sorted(sequences[prefix])
+    for (before, name), (after, other) in itertools.pairwise(frames):
+        if after == before:
+            raise VideoError(f"{shown(name)} and {shown(other)} are the same frame twice")
+        if after - before != frames[1][0] - frames[0][0]:
+            raise VideoError(
+                f"a frame is missing between {shown(name)} and {shown(other)}; extract it again"
+            )
+    return [name for _, name in frames]
+
+
+class FrameFolder:
+    """A folder of JPEG or PNG frames, one video."""
+
+    frames_per_s: float | None = None  # a folder does not say
+
+    def __init__(self, path: str):
+        self.path = path
+        self.names = ordered_frames([name for name in os.listdir(path) if is_image(name)])
+
+    @property
+    def expected_frames(self) -> int:
+        return len(self.names)
+
+    def frame_name(self, index: int) -> str:
+        """Name of frame `index` without its extension."""
+        return os.path.splitext(self.names[index])[0]
+
+    def gray_planes(self) -> Iterator[GrayPlane]:
+        """Every frame's luma in order: RGB -> L by ITU-R 601, or the image itself if it is gray."""
+        for name in self.names:
+            plane = np.asarray(_read_image(os.path.join(self.path, name), "L"))
+            yield GrayPlane(plane, *plane.shape)
+
+    def rgb_frames(self) -> Iterator[np.ndarray]:
+        """Every frame in order, uint8 `[height, width, 3]`."""
+        for name in self.names:
+            yield np.asarray(_read_image(os.path.join(self.path, name), "RGB"))
+
+
+def _read_image(path: str, mode: str) -> Image.Image:
+    """Decode one image to "L" or "RGB". JPEGs go through RGB: their luma plane differs from L."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit gray: the high byte, as Pillow does for RGB
+                gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
+                return Image.fromarray(gray.astype(np.uint8)).convert(mode)
+            if image.mode not in ("RGB", "L"):
+                return image.convert("RGB").convert(mode)
+            if image.mode != mode:
+                return image.convert(mode)
+            image.load()
+            return image
+    except PermissionError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on bad bytes
+        reason = _pillow_reason(error)
+        raise VideoError(f"frame {shown(os.path.basename(path))}: {reason}") from error
+
+
+def _pillow_reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that can be decoded"
+    return one_line(error)
+
+
+# --------------------------------------------------------------------------------- video files
+
+
+def write_video(path: str, frames: np.ndarray, frames_per_s: float, codec: str) -> None:
+    """Encode uint8 `[T, height, width, 3]` frames (even sides) in 4:2:0, and write atomically."""
+    encoded = imageio.imwrite(
+        "<bytes>", frames, extension=os.path.splitext(path)[1], plugin="pyav", codec=codec,
+        fps=float(frames_per_s), out_pixel_format="yuv420p",
+    )  # fmt: skip
+    with atomic_file(path) as file:
+        file.write(encoded)
+
+
+class VideoFile:
+    """A video file that FFmpeg decodes."""
+
+    def __init__(self, path: str):
+        self.path = path
+        # What the container says, once it is open.
+        self.expected_frames = 0  # 0 where it is silent
+        self.frames_per_s: float | None = None
+
+    def frame_name(self, index: int) -> str:
+        """A name for frame `index`, as frame folders number theirs: from 1."""
+        return f"img_{index + 1:05}"
+
+    def gray_planes(self) -> Iterator[GrayPlane]:
+        """Every frame's luma in order: the decoder's luma plane as it is, reduced to 8 bits.
+
+        Limited-range luma is not expanded. Planes deeper than 8 bits are rounded to 8. Formats
+        without a luma plane (RGB, palettes) are converted to RGB and then to gray as images are.
+        """
+        to_gray = _GrayReader()
+        for frame in self._frames():
+            gray = to_gray(frame)
+            turns = _quarter_turns(frame)
+            if turns:
+                upright = np.ascontiguousarray(np.rot90(gray.pixels(), turns))
+                upright.flags.writeable = False
+                gray = GrayPlane(upright, *upright.shape)
+            yield gray
+
+    def rgb_frames(self) -> Iterator[np.ndarray]:
+        """Every frame in order, uint8 `[height, width, 3]`."""
+        reformatter = VideoReformatter()
+        for frame in self._frames():
+            rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
+            yield np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
+
+    def _frames(self) -> Iterator[av.VideoFrame]:
+        """Every frame that the file holds, or VideoError."""
+        if os.path.getsize(self.path) == 0:
+            raise VideoError("an empty file")
+        try:
+            yield from self._decode()
+        except (av.FFmpegError, EOFError) as error:
+            if isinstance(error, PermissionError):
+                raise
+            raise VideoError(f"not decodable, or damaged ({_ffmpeg_reason(error)})") from error
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        n_packets = n_frames = 0
+        with _open_container(self.path) as container:
+            stream = container.streams.best("video")
+            if not isinstance(stream, VideoStream):
+                raise VideoError("no video stream in this file")
+            # One thread a video: several videos are decoded side by side.
+            stream.codec_context.thread_count = 1
+            # "explode": report every error in the bitstream instead of painting over it.
+            stream.codec_context.options = {"err_detect": "explode"}
+            self.expected_frames = stream.frames or _frames_of_duration(container, stream)
+            self.frames_per_s = float(stream.average_rate) if stream.average_rate else None
+            _check_matroska_length(container, self.path)
+            for packet in container.demux(stream):
+                n_packets += packet.dts is not None or packet.size > 0
+                if packet.is_corrupt:
+                    raise VideoError(f"damaged or truncated after frame {n_frames}")
+                for frame in stream.codec_context.decode(packet):
+                    if frame.is_corrupt:
+                        raise VideoError(f"frame {n_frames} cannot be decoded: the file is damaged")
+                    yield frame
+                    n_frames += 1
+            if n_frames == 0:
+                raise VideoError("no frame can be decoded")
+            # An AVI cut between two frames decodes without an error, but its header knows better.
+            if container.format.name == "avi" and n_packets < stream.frames:
+                raise VideoError(f"truncated: {n_packets} frames of {stream.frames} are there")
+
+
+def _open_container(path: str) -> av.container.InputContainer:
+    """Open a local file, and only that: a playlist in disguise must not open anything else."""
+    return av.open(
+        "file:" + os.fspath(path),  # without the scheme, "a:b.avi" would be taken for protocol "a"
+        metadata_errors="ignore",  # HMDB51's AVIs carry metadata that is not UTF-8
+        options={"protocol_whitelist": "file"},
+    )
+
+
+def _frames_of_duration(container: av.container.InputContainer, stream: VideoStream) -> int:
+    """Frames that fit the container's duration; 0 where it does not say."""
+    if not (container.duration and stream.average_rate):
+        return 0
+    return round(container.duration / av.time_base * stream.average_rate)
+
+
+def _ffmpeg_reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or type(error).__name__).lower()
+
+
+def _check_matroska_length(container: av.container.InputContainer, path: str) -> None:
+    """FFmpeg ends a truncated Matroska or WebM file without an error; its segment's size tells."""
+    if "matroska" not in container.format.name:
+        return
+    with open(path, "rb") as file:
+        head = file.read(4096)
+
+    def size_at(position: int) -> tuple[int | None, int]:
+        """EBML variable-length size at `position` -> (size, None if unknown; bytes it takes)."""
+        length = 9 - head[position].bit_length()
+        value = int.from_bytes(head[position : position + length], "big")
+        value &= (1 << 7 * length) - 1
+        return (None if value == (1 << 7 * length) - 1 else value), length
+
+    try:
+        header_size, length = size_at(4)  # after the 4-byte id of the EBML header
+        segment = 4 + length + (header_size or 0)
+        if head[segment : segment + 4] != b"\x18\x53\x80\x67":
+            return
+        segment_size, length = size_at(segment + 4)
+    except IndexError:
+        return
+    if segment_size is not None:
+        whole = segment + 4 + length + segment_size
+        if os.path.getsize(path) < whole:
+            raise VideoError(f"truncated: {os.path.getsize(path)} bytes of {whole} are there")
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counterclockwise quarter turns that show the frame upright, from its display matrix."""
+    return round(frame.rotation / 90) % 4
+
+
+class _GrayReader:
+    """Frame -> GrayPlane; keeps what depends on the pixel format only."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+        self.format_name = ""
+        self.is_luma_plane = self.is_rgb = False
+        self.excess_bits = 0
+        self.fallback = ""
+
+    def __call__(self, frame: av.VideoFrame) -> GrayPlane:
+        pixel_format = frame.format
+        if pixel_format.name != self.format_name:
+            self._inspect(pixel_format)
+        if not self.is_luma_plane:
+            frame = self.reformatter.reformat(frame, format=self.fallback)
+        plane = frame.planes[0]
+        if self.is_rgb:
+            gray = _luma(frame.to_ndarray())
+        else:
+            dtype = np.uint16 if self.excess_bits else np.uint8
+            gray = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
+            if self.excess_bits:
+                gray = _to_8_bits(gray, self.excess_bits)
+        gray.flags.writeable = False
+        return GrayPlane(gray, frame.height, frame.width)
+
+    def _inspect(self, pixel_format: av.VideoFormat) -> None:
+        """Decide once per pixel format where its luma is."""
+        components = pixel_format.components
+        bits = components[0].bits
+        self.is_rgb = pixel_format.is_rgb or pixel_format.is_bayer or pixel_format.has_palette
+        msb_aligned = re.match(r"[pP][024]\d\d", pixel_format.name)  # p010 and its like
+        self.is_luma_plane = (
+            not self.is_rgb
+            and components[0].is_luma
+            and (pixel_format.is_planar or len(components) == 1)
+            and not pixel_format.is_bit_stream
+            and not pixel_format.is_big_endian
+            and not msb_aligned
+            and 8 <= bits <= 16
+        )
+        self.excess_bits = bits - 8 if self.is_luma_plane else 0
+        # Packed YUV is unpacked, which leaves luma as it is.
+        self.fallback = "rgb24" if self.is_rgb else "gray" if len(components) == 1 else "yuv444p"
+        self.format_name = pixel_format.name
+
+
+def _luma(rgb: np.ndarray) -> np.ndarray:
+    """RGB uint8 `[h, w, 3]` -> gray uint8 `[h, w]`, by Pillow's "L" (ITU-R 601, fixed point)."""
+    return np.array(Image.fromarray(rgb).convert("L"))
+
+
+def _to_8_bits(plane: np.ndarray, excess_bits: int) -> np.ndarray:
+    """Round a deeper plane to 8 bits: (v + half) >> excess, at most 255; uint16 -> uint8."""
+    wide = plane.astype(np.uint32) + (1 << (excess_bits - 1))
+    return np.minimum(wide >> excess_bits, 255).astype(np.uint8)
