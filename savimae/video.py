@@ -9,6 +9,8 @@ A frame that cannot be decoded raises; it is never skipped, since that would shi
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import os
 import re
@@ -24,12 +26,14 @@ from PIL import Image
 
 from savimae.errors import SavimaeError, one_line, shown
 from savimae.files import atomic_file
+from savimae.kernels.luma import luma
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
 VIDEO_EXTENSIONS = frozenset(
     (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
      ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv")
 )  # fmt: skip
+FRAME_NAME = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # img_00012.jpg: "img_" and 12
 RGB_FRAMES_PREFIX = "img_"  # what tools that also write optical flow call the RGB frames
 
 
@@ -76,12 +80,6 @@ def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS and not name.startswith(".")
 
 
-def _split_number(name: str) -> tuple[str, int | None]:
-    """img_00012.jpg -> ("img_", 12): the text before the stem's last number, and the number."""
-    match = re.fullmatch(r"(.*?)(\d+)", os.path.splitext(name)[0])
-    return (match[1], int(match[2])) if match else (os.path.splitext(name)[0], None)
-
-
 def ordered_frames(names: list[str]) -> list[str]:
     """The images of one frame folder in time order.
 
@@ -93,12 +91,12 @@ def ordered_frames(names: list[str]) -> list[str]:
     """
     sequences: dict[str, list[tuple[int, str]]] = {}
     for name in names:
-        prefix, number = _split_number(name)
-        if number is None:
+        match = FRAME_NAME.fullmatch(name)
+        if match is None:
             raise VideoError(
                 f"{shown(name)} has no frame number; name it like img_00001.jpg, or move it"
             )
-        sequences.setdefault(prefix, []).append((number, name))
+        sequences.setdefault(match[1], []).append((int(match[2]), name))
     if not sequences:
         raise VideoError("a folder without frames (JPEG or PNG)")
     if len(sequences) > 1 and RGB_FRAMES_PREFIX not in sequences:
@@ -139,33 +137,85 @@ class FrameFolder:
     def gray_planes(self) -> Iterator[GrayPlane]:
         """Every frame's luma in order: RGB -> L by ITU-R 601, or the image itself if it is gray."""
         for name in self.names:
-            plane = np.asarray(_read_image(os.path.join(self.path, name), "L"))
+            with _opened_image(os.path.join(self.path, name)) as image:
+                plane = _gray_of_image(image)
             yield GrayPlane(plane, *plane.shape)
 
     def rgb_frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 `[height, width, 3]`."""
         for name in self.names:
-            yield np.asarray(_read_image(os.path.join(self.path, name), "RGB"))
+            with _opened_image(os.path.join(self.path, name)) as image:
+                rgb = np.asarray(_to_rgb(image).convert("RGB"))
+            yield rgb
 
 
-def _read_image(path: str, mode: str) -> Image.Image:
-    """Decode one image to "L" or "RGB". JPEGs go through RGB: their luma plane differs from L."""
+@contextlib.contextmanager
+def _opened_image(path: str) -> Iterator[Image.Image]:
+    """A decoded image; whatever Pillow raises becomes a VideoError that names the frame."""
     try:
         with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16-bit gray: the high byte, as Pillow does for RGB
-                gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255)
-                return Image.fromarray(gray.astype(np.uint8)).convert(mode)
-            if image.mode not in ("RGB", "L"):
-                return image.convert("RGB").convert(mode)
-            if image.mode != mode:
-                return image.convert(mode)
             image.load()
-            return image
+            yield image
     except PermissionError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on bad bytes
         reason = _pillow_reason(error)
         raise VideoError(f"frame {shown(os.path.basename(path))}: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to "RGB" or, if it is gray, "L"; transparency is dropped, 16 bits become 8."""
+    if image.mode in ("RGB", "L"):
+        return image
+    if image.mode.startswith("I"):  # 16-bit gray: the high byte, as Pillow does for 16-bit RGB
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _gray_of_image(image: Image.Image) -> np.ndarray:
+    """Read-only uint8 `[h, w]`. JPEGs go through RGB: their own luma plane differs from "L"."""
+    image = _to_rgb(image)
+    if image.mode == "L":
+        return np.asarray(image)
+    return luma(_pixels(image))
+
+
+class _ArrowArray(ctypes.Structure):
+    """The head of the struct ArrowArray of the Arrow C data interface."""
+
+
+_ArrowArray._fields_ = [
+    ("length", ctypes.c_int64),
+    ("null_count", ctypes.c_int64),
+    ("offset", ctypes.c_int64),
+    ("n_buffers", ctypes.c_int64),
+    ("n_children", ctypes.c_int64),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+_capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """uint8 `[h, w, 4]` of an RGB image, without a copy where Pillow can share its memory.
+
+    Pillow exports pixels through the Arrow C data interface (a list of 4 bytes a pixel). A copy to
+    an array and Pillow's own conversion to gray would take a tenth of the time of a frame. The
+    memory belongs to the image.
+    """
+    try:
+        _, capsule = image.__arrow_c_array__()
+    except (AttributeError, ValueError):  # an old Pillow, or an image of several memory blocks
+        return np.asarray(image.convert("RGBX"))
+    array = _ArrowArray.from_address(_capsule_pointer(capsule, b"arrow_array"))
+    address = array.children[0].contents.buffers[1]
+    n_bytes = image.height * image.width * 4
+    memory = (ctypes.c_uint8 * n_bytes).from_address(address)
+    pixels = np.frombuffer(memoryview(memory), np.uint8).reshape(image.height, image.width, 4)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def _pillow_reason(error: Exception) -> str:
@@ -334,7 +384,7 @@ class _GrayReader:
             frame = self.reformatter.reformat(frame, format=self.fallback)
         plane = frame.planes[0]
         if self.is_rgb:
-            gray = _luma(frame.to_ndarray())
+            gray = luma(frame.to_ndarray())
         else:
             dtype = np.uint16 if self.excess_bits else np.uint8
             gray = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
@@ -360,13 +410,8 @@ class _GrayReader:
         )
         self.excess_bits = bits - 8 if self.is_luma_plane else 0
         # Packed YUV is unpacked, which leaves luma as it is.
-        self.fallback = "rgb24" if self.is_rgb else "gray" if len(components) == 1 else "yuv444p"
+        self.fallback = "rgba" if self.is_rgb else "gray" if len(components) == 1 else "yuv444p"
         self.format_name = pixel_format.name
-
-
-def _luma(rgb: np.ndarray) -> np.ndarray:
-    """RGB uint8 `[h, w, 3]` -> gray uint8 `[h, w]`, by Pillow's "L" (ITU-R 601, fixed point)."""
-    return np.array(Image.fromarray(rgb).convert("L"))
 
 
 def _to_8_bits(plane: np.ndarray, excess_bits: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Compiled kernels. They do no I/O, know no files and import nothing else of this package.
 
+- `luma`: color to gray.
 - `resize`: bit-exact antialiased bilinear resizing of a gray plane.
 - `patches`: patch extrema, saliency, and everything fused into one call per frame.
 - `reference`: the same in plain NumPy, the truth that tests hold the kernels against.

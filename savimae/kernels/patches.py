@@ -16,9 +16,10 @@ no map is written. The mean comes from the integer sum: the order of summation d
 from __future__ import annotations
 
 import numpy as np
-from numba import float32, int64, uint8
+from numba import float32, int64, uint8, uint64
 
 from savimae.kernels._jit import compile_lock, jit
+from savimae.kernels.luma import luma
 from savimae.kernels.resize import ResizeBuffers, resize
 
 
@@ -72,12 +73,16 @@ def patch_extrema(gray, size, patch_size, low, high):
                 column_low[x] = min(column_low[x], value)
                 column_high[x] = max(column_high[x], value)
             total += int64(row_total)
+        # One loop each, with unsigned indices (no wrap-around test), so that both vectorise.
         for i in range(n):
-            darkest, brightest = uint8(255), uint8(0)
-            for x in range(i * patch_size, (i + 1) * patch_size):
+            darkest = uint8(255)
+            for x in range(uint64(i * patch_size), uint64((i + 1) * patch_size)):
                 darkest = min(darkest, column_low[x])
-                brightest = max(brightest, column_high[x])
             low[j, i] = darkest
+        for i in range(n):
+            brightest = uint8(0)
+            for x in range(uint64(i * patch_size), uint64((i + 1) * patch_size)):
+                brightest = max(brightest, column_high[x])
             high[j, i] = brightest
     return total
 
@@ -163,7 +168,10 @@ def compile_kernels() -> None:
     plane.flags.writeable = False  # planes belong to the decoder: kernels see them read-only
     buffers = ResizeBuffers(2, 2, 2)
     low, high, out = (np.zeros((1, 1), np.uint8) for _ in range(3))
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels.flags.writeable = False
     with compile_lock(frame_patches):
+        luma(pixels)
         frame_patches(plane, 2, 2, *buffers.arguments(), 2, 128, low, high, out)
         resize(plane, 2, 2, *buffers.arguments())
         saliency_map(buffers.gray, 2, np.zeros((2, 2), np.uint8))

@@ -39,14 +39,15 @@ def saliency_map(gray: np.ndarray) -> np.ndarray:
         return np.zeros_like(gray)
     mean = np.float32(gray.sum(dtype=np.int64) / (255.0 * gray.size))
     deviation = np.abs(gray.astype(np.float32) / np.float32(255) - mean)
-    return np.asarray(deviation / deviation.max() * np.float32(255), np.float32).astype(np.uint8)
+    return (deviation / deviation.max() * np.float32(255)).astype(np.uint8)
 
 
 def map_patches(saliency: np.ndarray, patch_size: int, threshold: float) -> np.ndarray:
     """Saliency map uint8 `[S, S]` -> uint8 `[S / P, S / P]`: 1 where any pixel is salient."""
     n = saliency.shape[0] // patch_size
     salient = saliency / 255 >= threshold
-    return salient.reshape(n, patch_size, n, patch_size).any(axis=(1, 3)).astype(np.uint8)
+    pooled = salient.reshape(n, patch_size, n, patch_size).any(axis=(1, 3))
+    return np.asarray(pooled, np.uint8)
 
 
 def frame_patches(plane: np.ndarray, size: int, patch_size: int, threshold: float) -> np.ndarray:

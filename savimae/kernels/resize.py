@@ -15,6 +15,7 @@ sums then run along contiguous bytes and vectorise, whatever the scale.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -95,6 +96,7 @@ def _round_up(rows: int) -> int:
     return math.ceil(rows / BLOCK) * BLOCK
 
 
+@functools.lru_cache(maxsize=64)  # two milliseconds for a video's size: more than many frames
 def _kernel_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     """`bilinear_taps` with every filter K >= 3 wide and, where possible, inside the source."""
     starts, taps = bilinear_taps(n_in, n_out)
