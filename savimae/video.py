@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import itertools
 import os
 import re
@@ -107,10 +108,13 @@ def ordered_frames(names: list[str]) -> list[str]:
         )
     prefix = RGB_FRAMES_PREFIX if len(sequences) > 1 else next(iter(sequences))
     frames = sorted(sequences[prefix])
+    step = min(
+        (after - before for (before, _), (after, _) in itertools.pairwise(frames)), default=1
+    )
     for (before, name), (after, other) in itertools.pairwise(frames):
         if after == before:
             raise VideoError(f"{shown(name)} and {shown(other)} are the same frame twice")
-        if after - before != frames[1][0] - frames[0][0]:
+        if after - before != step:
             raise VideoError(
                 f"a frame is missing between {shown(name)} and {shown(other)}; extract it again"
             )
@@ -280,7 +284,7 @@ class VideoFile:
         try:
             yield from self._decode()
         except (av.FFmpegError, EOFError) as error:
-            if isinstance(error, PermissionError):
+            if getattr(error, "errno", None) == errno.EACCES:
                 raise
             raise VideoError(f"not decodable, or damaged ({_ffmpeg_reason(error)})") from error
 
