@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from savimae.errors import SavimaeError, shown
 from savimae.files import atomic_file
 
 DTYPES = ("uint8", "float32")
@@ -62,3 +63,22 @@ def array_frames(path: str, grid_size: int, dtype: str) -> int | None:
         return None
     fits = len(shape) == 3 and shape[1:] == (grid_size, grid_size) and shape[0] > 0
     return shape[0] if whole and fits and found == dtype and not fortran_order else None
+
+
+def load_array(path: str) -> np.ndarray:
+    """The array at `path`.
+
+    Raises:
+        SavimaeError: no such file, or not a whole array.
+    """
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise SavimaeError(
+            f"{shown(path)}: no such array; make it with `savimae preprocess`"
+        ) from None
+    except (ValueError, EOFError) as error:
+        raise SavimaeError(
+            f"{shown(path)}: not a whole array; delete it and run `savimae preprocess` again"
+        ) from error

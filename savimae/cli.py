@@ -55,9 +55,8 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
         code = _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+    except click.UsageError as error:
+        code = _fail_usage(error)
     except KeyboardInterrupt:
         code = _fail("interrupted; run the same command again to go on", EXIT_INTERRUPTED)
     except UsageError as error:
@@ -80,6 +79,16 @@ def main() -> None:
             f"a bug in savimae: {one_line(error)}; `savimae --debug …` shows where", EXIT_FAILURE
         )
     sys.exit(code or 0)
+
+
+def _fail_usage(error: click.UsageError) -> int:
+    """One line for a wrong option; the help for a command that was given nothing."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()
+        return EXIT_USAGE
+    command = error.ctx.command_path if error.ctx else "savimae"
+    text = " ".join(error.format_message().split())
+    return _fail(f"{text.rstrip('.')}; see `{command} --help`", EXIT_USAGE)
 
 
 def _fail(text: str, code: int) -> int:
@@ -311,6 +320,30 @@ def inspect(
         click.echo(f"the first of {len(found.videos)} videos; name another one to see it")
     for path in written:
         click.echo(f"wrote {shown(path)}")
+
+
+@cli.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--to", type=click.Choice(["savimae", "videomae", "huggingface"]), required=True,
+    help="videomae: as published; huggingface: a folder for VideoMAEForPreTraining.",
+)  # fmt: skip
+@click.option("--image-size", type=click.IntRange(1), help="Not in published files.  [224]")
+@click.option("--num-frames", type=click.IntRange(1), help="Not in published files.  [16]")
+@click.option("--encoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
+@click.option("--decoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
+def convert(source: str, out: str, to: str, **shape: int | None) -> None:
+    """Convert weights between our layout, published checkpoints and Hugging Face.
+
+    SOURCE is a file or a Hugging Face folder; which layout it has is detected.
+    """
+    from savimae.convert import convert as convert_weights
+
+    given = {name: value for name, value in shape.items() if value is not None}
+    weights = convert_weights(source, out, to, **given)
+    n = sum(value.numel() for value in weights.state.values())
+    click.echo(f"{shown(out)}: {n / 1e6:.2f} M parameters, {weights.layout} -> {to}")
 
 
 @cli.command()

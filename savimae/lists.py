@@ -79,7 +79,10 @@ def find_videos(source: str, root: str | None = None) -> VideoList:
         video = Video(source, _stem(name), cost=os.path.getsize(source))
         found = VideoList([video], folder)
     else:
-        raise UsageError(f"{shown(source)}: no such file or folder")
+        reason = (
+            "neither a file nor a folder" if os.path.exists(source) else "no such file or folder"
+        )
+        raise UsageError(f"{shown(source)}: {reason}")
     _refuse_same_names(found.videos)
     return found
 

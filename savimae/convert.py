@@ -1,0 +1,343 @@
+"""Weights in three layouts: ours, published VideoMAE checkpoints, Hugging Face folders.
+
+| layout      | what it is                                                                        |
+|-------------|-----------------------------------------------------------------------------------|
+| savimae     | a file with `model` (weights) and `config` (their shape)                          |
+| videomae    | a file with `model` or `module` alone; heads, image size and frames are not in it |
+| huggingface | a folder with config.json and model.safetensors (`VideoMAEForPreTraining`)        |
+
+Ours and the published one name parameters alike; positions are stored in none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from savimae.errors import SavimaeError, UsageError, one_line, shown
+from savimae.files import atomic_file, atomic_folder, read_json
+from savimae.model import LAYER_NORM_EPS, SIZES, VideoMAE, VideoMAEConfig
+
+LAYOUTS = ("savimae", "videomae", "huggingface")
+State = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The parameters of a model under our names, and its shape."""
+
+    layout: str
+    config: VideoMAEConfig
+    state: State
+
+
+def load_weights(path: str, **shape: int) -> Weights:
+    """Read weights of any layout; which one is detected.
+
+    Args:
+        shape: fields of VideoMAEConfig that a published file does not hold and that differ from
+            the size's own: image_size, num_frames, encoder_heads, decoder_heads.
+
+    Raises:
+        SavimaeError: not a checkpoint, or parameters that are unknown, missing or misshapen.
+    """
+    state: Any
+    if os.path.isdir(path):
+        layout = "huggingface"
+        config, state = _read_huggingface(path)
+    else:
+        content = _read_file(path)
+        if isinstance(content.get("config"), dict) and "model" in content:
+            layout, state = "savimae", content["model"]
+            config = _our_config(path, content["config"])
+        else:
+            layout, state = "videomae", content.get("model", content.get("module"))
+            if isinstance(state, Mapping):
+                config = _published_config(path, state, shape)
+    if not (isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())):
+        raise SavimaeError(
+            f"{shown(path)}: no weights in it; a checkpoint has them under `model` or `module`"
+        )
+    check_parameters(path, state, config)
+    return Weights(layout, config, {name: value.float() for name, value in state.items()})
+
+
+def load_model(path: str, **changes: Any) -> VideoMAE:
+    """A model with the weights at `path`, of any layout.
+
+    Args:
+        changes: fields of VideoMAEConfig to change that leave the parameters alone, such as
+            num_frames, image_size, norm_target or decoder_mask_ratio.
+
+    Raises:
+        SavimaeError: as `load_weights`.
+    """
+    weights = load_weights(path)
+    model = VideoMAE(dataclasses.replace(weights.config, **changes))
+    model.load_state_dict(weights.state)
+    return model
+
+
+def convert(source: str, out: str, to: str, **shape: int) -> Weights:
+    """Write the weights at `source` to `out` in another layout; see `load_weights` for `shape`.
+
+    Raises:
+        SavimaeError: as `load_weights`.
+        UsageError: an unknown layout, or `out` is a folder where a file is to be, or the reverse.
+    """
+    if to not in LAYOUTS:
+        raise UsageError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    weights = load_weights(source, **shape)
+    if to == "huggingface":
+        if os.path.exists(out):
+            raise UsageError(f"{shown(out)} exists; name a new folder")
+        _write_huggingface(out, weights)
+        return weights
+    if os.path.isdir(out):
+        raise UsageError(f"{shown(out)} is a folder; name a file, such as {shown(out)}/model.pt")
+    content: dict[str, Any] = {"model": weights.state}
+    if to == "savimae":
+        content["config"] = dataclasses.asdict(weights.config)
+    with atomic_file(out) as file:
+        torch.save(content, file)
+    return weights
+
+
+def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAEConfig) -> None:
+    """Compare names and shapes with those of the model that `config` describes.
+
+    Raises:
+        SavimaeError: lists what is unknown, missing or misshapen.
+    """
+    with torch.device("meta"):
+        expected = {
+            name: tuple(value.shape) for name, value in VideoMAE(config).state_dict().items()
+        }
+    problems = []
+    for what, names in (
+        ("unknown", [name for name in state if name not in expected]),
+        ("missing", [name for name in expected if name not in state]),
+        (
+            "misshapen",
+            [
+                f"{name} {list(state[name].shape)} instead of {list(shape)}"
+                for name, shape in expected.items()
+                if name in state and tuple(state[name].shape) != shape
+            ],
+        ),
+    ):
+        if names:
+            problems.append(f"{len(names)} {what}: {', '.join(map(shown, names))}")
+    if problems:
+        raise SavimaeError(f"{shown(path)}: parameters do not fit the model: {'; '.join(problems)}")
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    except FileNotFoundError:
+        raise SavimaeError(f"{shown(path)}: no such file") from None
+    except Exception as error:  # unpickling bad bytes raises many types
+        raise SavimaeError(
+            f"{shown(path)}: not a checkpoint that can be loaded safely, or a truncated one"
+        ) from error
+    if not isinstance(content, dict):
+        raise SavimaeError(f"{shown(path)}: holds no dictionary of weights")
+    return content
+
+
+def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
+    try:
+        return VideoMAEConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise SavimaeError(f"{shown(path)}: its config does not fit: {one_line(error)}") from error
+
+
+def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]) -> VideoMAEConfig:
+    """The shape of a published checkpoint, from its tensors; heads from the known sizes."""
+    try:
+        dim, _, tubelet, patch, _ = state["encoder.patch_embed.proj.weight"].shape
+        decoder_dim, _ = state["encoder_to_decoder.weight"].shape
+    except (KeyError, ValueError, AttributeError):
+        raise SavimaeError(
+            f"{shown(path)}: not a VideoMAE pretraining checkpoint: no "
+            "encoder.patch_embed.proj.weight [d, 3, t, p, p] and encoder_to_decoder.weight in it"
+        ) from None
+    depth = _depth(state, r"encoder\.blocks\.(\d+)\.")
+    decoder_depth = _depth(state, r"decoder\.blocks\.(\d+)\.")
+    heads = {encoder[0]: encoder[2] for encoder, _ in SIZES.values()}
+    decoder_heads = {decoder[0]: decoder[1] for _, decoder in SIZES.values()}
+    for what, width, known in (
+        ("encoder_heads", dim, heads), ("decoder_heads", decoder_dim, decoder_heads),
+    ):  # fmt: skip
+        if what not in shape and width not in known:
+            raise SavimaeError(
+                f"{shown(path)}: the number of heads is not in the file and width {width} is of no "
+                f"known size; give --{what.replace('_', '-')}"
+            )
+    fields = {
+        "patch_size": patch, "tubelet_size": tubelet,
+        "encoder_dim": dim, "encoder_depth": depth, "encoder_heads": heads.get(dim),
+        "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
+        "decoder_heads": decoder_heads.get(decoder_dim),
+    }  # fmt: skip
+    return _our_config(path, {**fields, **shape})
+
+
+def _depth(state: Mapping[str, Any], pattern: str) -> int:
+    found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
+    return max(found, default=-1) + 1
+
+
+# ------------------------------------------------------------------------------- Hugging Face
+
+# Ours -> theirs within a block; qkv is split in three.
+_BLOCK_NAMES = {
+    "attn.q_bias": "attention.attention.q_bias",
+    "attn.v_bias": "attention.attention.v_bias",
+    "attn.proj": "attention.output.dense",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_BLOCKS = {
+    "encoder.blocks.": "videomae.encoder.layer.",
+    "decoder.blocks.": "decoder.decoder_layers.",
+}
+_OTHERS = {
+    "encoder.patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
+    "encoder.norm": "videomae.layernorm",
+}
+_QKV = tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value"))
+
+# Their config -> ours.
+_CONFIG_NAMES = {
+    "image_size": "image_size",
+    "num_frames": "num_frames",
+    "patch_size": "patch_size",
+    "tubelet_size": "tubelet_size",
+    "hidden_size": "encoder_dim",
+    "num_hidden_layers": "encoder_depth",
+    "num_attention_heads": "encoder_heads",
+    "decoder_hidden_size": "decoder_dim",
+    "decoder_num_hidden_layers": "decoder_depth",
+    "decoder_num_attention_heads": "decoder_heads",
+    "norm_pix_loss": "norm_target",
+}
+
+
+def _their_name(name: str) -> str:
+    """Our parameter name -> theirs, but for `attn.qkv.weight`."""
+    for ours, theirs in _BLOCKS.items():
+        if name.startswith(ours):
+            index, _, rest = name.removeprefix(ours).partition(".")
+            for our_part, their_part in _BLOCK_NAMES.items():
+                if rest == our_part or rest.startswith(our_part + "."):
+                    return f"{theirs}{index}.{their_part}{rest.removeprefix(our_part)}"
+    for ours, theirs in _OTHERS.items():
+        if name.startswith(ours + "."):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def _to_huggingface(state: Mapping[str, Tensor]) -> State:
+    theirs: State = {}
+    for name, value in state.items():
+        if name.endswith("attn.qkv.weight"):
+            block = _their_name(name.replace("attn.qkv.weight", "norm1")).removesuffix(
+                "layernorm_before"
+            )
+            for part, third in zip(_QKV, value.chunk(3), strict=True):
+                theirs[block + part] = third.contiguous()
+        else:
+            theirs[_their_name(name)] = value.contiguous()
+    return theirs
+
+
+def _from_huggingface(state: Mapping[str, Tensor], config: VideoMAEConfig) -> State:
+    """Our names for their parameters; what has no counterpart keeps its name, for the error."""
+    with torch.device("meta"):
+        names = list(VideoMAE(config).state_dict())
+    left = dict(state)
+    ours: State = {}
+    for name in names:
+        if name.endswith("attn.qkv.weight"):
+            block = _their_name(name.replace("attn.qkv.weight", "norm1")).removesuffix(
+                "layernorm_before"
+            )
+            parts = [block + part for part in _QKV]
+            if all(part in left for part in parts):
+                ours[name] = torch.cat([left.pop(part) for part in parts])
+        elif _their_name(name) in left:
+            ours[name] = left.pop(_their_name(name))
+    return {**ours, **left}
+
+
+def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State]:
+    safetensors = _safetensors()
+    try:
+        fields = read_json(os.path.join(folder, "config.json"))
+        state = safetensors.load_file(os.path.join(folder, "model.safetensors"))
+    except FileNotFoundError:
+        raise SavimaeError(
+            f"{shown(folder)}: no config.json and model.safetensors of a Hugging Face model"
+        ) from None
+    except Exception as error:  # broken JSON or safetensors
+        raise SavimaeError(f"{shown(folder)}: {one_line(error)}") from error
+    if fields.get("model_type") != "videomae" or fields.get("use_mean_pooling", True):
+        raise SavimaeError(
+            f"{shown(folder)}: not a VideoMAE pretraining model; those have model_type videomae "
+            "and use_mean_pooling false in their config.json"
+        )
+    known = {ours: fields[theirs] for theirs, ours in _CONFIG_NAMES.items() if theirs in fields}
+    config = _our_config(folder, known)
+    # Dropout is not for inference, and their default norm eps of 1e-12 is no choice of anybody's:
+    # models trained with 1e-6 carry it. What changes predictions is refused.
+    for name, value in (("hidden_act", "gelu"), ("qkv_bias", True)):
+        if fields.get(name, value) != value:
+            raise SavimaeError(f"{shown(folder)}: {name} is {fields[name]!r}, ours is {value!r}")
+    return config, _from_huggingface(state, config)
+
+
+def _write_huggingface(out: str, weights: Weights) -> None:
+    safetensors = _safetensors()
+    ours = dataclasses.asdict(weights.config)
+    fields = {
+        "architectures": ["VideoMAEForPreTraining"],
+        "model_type": "videomae",
+        **{theirs: ours[name] for theirs, name in _CONFIG_NAMES.items()},
+        "intermediate_size": 4 * weights.config.encoder_dim,
+        "decoder_intermediate_size": 4 * weights.config.decoder_dim,
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_mean_pooling": False,
+        "layer_norm_eps": LAYER_NORM_EPS,  # their default is 1e-12
+    }
+    with atomic_folder(out) as folder:
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(fields, file, indent=2)
+        safetensors.save_file(
+            _to_huggingface(weights.state),
+            os.path.join(folder, "model.safetensors"),
+            metadata={"format": "pt"},
+        )
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise SavimaeError(
+            "Hugging Face models need safetensors; install it with "
+            "`pip install 'savimae[huggingface]'`"
+        ) from None
+    return safetensors.torch

@@ -1,0 +1,525 @@
+"""VideoMAE in plain PyTorch (Tong et al., 2022, arXiv:2203.12602; V2: Wang et al., 2023).
+
+Legend: B clips, T frames, t tubelet size, P patch size, N = T/t * (H/P) * (W/P) tokens of a clip in
+(time, row, column) order, D width. M masked tokens and V visible tokens of the whole batch.
+Masks are bool `[B, N]`, True = masked: hidden from the encoder, to be reconstructed.
+
+Visible tokens of a batch are kept in one packed `[V, D]`, clip after clip, so clips may show
+different numbers of tokens and no linear layer works on padding. Only attention needs them apart;
+see `attend`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LAYER_NORM_EPS = 1e-6
+TARGET_EPS = 1e-6
+CHANNELS = 3
+
+# (encoder dim, depth, heads), (decoder dim, heads)
+SIZES = {
+    "tiny": ((192, 12, 3), (96, 3)),
+    "small": ((384, 12, 6), (192, 3)),
+    "base": ((768, 12, 12), (384, 6)),
+    "large": ((1024, 24, 16), (512, 8)),
+    "huge": ((1280, 32, 16), (640, 8)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoMAEConfig:
+    """Shape of a model; the defaults are base."""
+
+    image_size: int = 224
+    num_frames: int = 16
+    patch_size: int = 16
+    tubelet_size: int = 2
+    encoder_dim: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_dim: int = 384
+    decoder_depth: int = 4
+    decoder_heads: int = 6
+    norm_target: bool = True  # normalise the target per token and channel
+    decoder_mask_ratio: float = 0.0  # masked tokens that are not decoded (VideoMAE V2: 0.5)
+    checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ValueError(f"{field.name} must be at least 1, not {value}")
+        for whole, part in (
+            ("image_size", "patch_size"),
+            ("num_frames", "tubelet_size"),
+            ("encoder_dim", "encoder_heads"),
+            ("decoder_dim", "decoder_heads"),
+        ):
+            if getattr(self, whole) % getattr(self, part):
+                raise ValueError(
+                    f"{whole} {getattr(self, whole)} is not a multiple of {part} "
+                    f"{getattr(self, part)}"
+                )
+        if not 0 <= self.decoder_mask_ratio < 1:
+            raise ValueError(f"decoder_mask_ratio {self.decoder_mask_ratio} is not in [0, 1)")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches a side: H_p = W_p."""
+        return self.image_size // self.patch_size
+
+    @property
+    def time_steps(self) -> int:
+        return self.num_frames // self.tubelet_size
+
+    @property
+    def n_tokens(self) -> int:
+        return self.time_steps * self.grid_size**2
+
+    @property
+    def token_values(self) -> int:
+        """Pixel values of a token: t * P * P * 3."""
+        return self.tubelet_size * self.patch_size**2 * CHANNELS
+
+
+@dataclasses.dataclass
+class VideoMAEOutput:
+    """What a forward pass gives; M tokens were reconstructed, in (clip, token) order.
+
+    `loss` is the mean of this batch. A mean over several batches (accumulation steps, ranks) weighs
+    every token alike if it adds up `loss_sum` and `n_values` and divides once.
+    """
+
+    prediction: Tensor  # float32 [M, t*P*P*3]
+    target: Tensor  # float32 [M, t*P*P*3]
+    token_losses: Tensor  # float32 [M], mean squared error of each token
+    decoded: Tensor  # bool [B, N], the reconstructed tokens: the mask, unless the decoder masks too
+    loss_sum: Tensor  # sum of squared errors, a scalar with a gradient
+    n_values: int  # values in the sum
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean squared error over all reconstructed tokens of this batch."""
+        return self.loss_sum / self.n_values
+
+
+class VideoMAE(nn.Module):
+    """Encoder of the visible tokens, decoder of the masked ones.
+
+    Parameter names are those of published checkpoints; positions are fixed and not stored.
+    """
+
+    encoder_positions: Tensor
+    decoder_positions: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.encoder_to_decoder = nn.Linear(config.encoder_dim, config.decoder_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
+        self.decoder = Decoder(config)
+        for name, value in (
+            ("encoder_positions", sinusoid_positions(config.n_tokens, config.encoder_dim)),
+            ("decoder_positions", sinusoid_positions(config.n_tokens, config.decoder_dim)),
+            ("pixel_mean", torch.tensor(IMAGENET_MEAN)),
+            ("pixel_std", torch.tensor(IMAGENET_STD)),
+        ):
+            self.register_buffer(name, value, persistent=False)
+        self.apply(_initialize)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, clips: Tensor, mask: Tensor) -> VideoMAEOutput:
+        """Reconstruct the masked tokens of a batch.
+
+        Args:
+            clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1).
+            mask: bool `[B, N]`, True = masked; at least one visible token a clip.
+
+        Raises:
+            ValueError: clips or mask do not fit the model.
+        """
+        self._check(clips, mask)
+        tokens = self.patchify(clips)
+        decoded = mask & self._decoder_keeps(mask.device) if self._masks_decoder else mask
+        n = self.config.n_tokens
+
+        visible = (~mask).flatten().nonzero()[:, 0]  # [V], in (clip, token) order
+        lengths = (~mask).sum(1)
+        encoded = self._encode(tokens, visible, lengths)
+        projected = self.encoder_to_decoder(encoded)
+        projected = projected + self.decoder_positions[visible % n].to(projected.dtype)
+
+        # Decoder input in token order: visible tokens where they belong, mask tokens elsewhere.
+        shown = ~mask | decoded
+        places = shown.flatten().nonzero()[:, 0]
+        hidden = (self.mask_token[0] + self.decoder_positions)[places % n].to(projected.dtype)
+        rank = torch.cumsum(shown.flatten(), 0) - 1  # token -> its row in `hidden`
+        hidden = hidden.index_copy(0, rank[visible], projected)
+        wanted = decoded.flatten().nonzero()[:, 0]
+        prediction = self.decoder(hidden, shown.sum(1), rank[wanted]).float()
+
+        target = self._target(tokens, wanted)
+        errors = (prediction - target).square()
+        return VideoMAEOutput(
+            prediction, target, errors.detach().mean(1), decoded, errors.sum(), errors.numel()
+        )
+
+    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of unmasked clips: tokens float `[B, N, D]` and their mean `[B, D]`.
+
+        Args:
+            clips: `[B, T, H, W, 3]` RGB, uint8 or float in 0 to 1.
+        """
+        self._check(clips, None)
+        n_clips, n = len(clips), self.config.n_tokens
+        everything = torch.arange(n_clips * n, device=clips.device)
+        lengths = torch.full((n_clips,), n, device=clips.device)
+        encoded = self._encode(self.patchify(clips), everything, lengths)
+        features = encoded.view(n_clips, n, -1).float()
+        return features, features.mean(1)
+
+    def patchify(self, clips: Tensor) -> Tensor:
+        """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
+        n_clips = len(clips)
+        t, p, grid = self.config.tubelet_size, self.config.patch_size, self.config.grid_size
+        # [B, T, H, W, 3] -> [B, T/t, t, H/P, P, W/P, P, 3] -> [B, T/t, H/P, W/P, t, P, P, 3]
+        parts = clips.reshape(n_clips, -1, t, grid, p, grid, p, CHANNELS)
+        return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, self.config.token_values)
+
+    def _encode(self, tokens: Tensor, visible: Tensor, lengths: Tensor) -> Tensor:
+        """Packed features `[V, D]` of the tokens `[B * N, t*P*P*3]` at `visible`."""
+        pixels = _unit_float(tokens[visible]).view(-1, CHANNELS)
+        pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(visible), -1)
+        hidden = self.encoder.patch_embed(pixels)
+        hidden = hidden + self.encoder_positions[visible % self.config.n_tokens].to(hidden.dtype)
+        return self.encoder(hidden, lengths)
+
+    def _target(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """Pixels in 0 to 1 of the tokens at `wanted`, normalised: float32 `[M, t*P*P*3]`."""
+        pixels = _unit_float(tokens[wanted]).view(len(wanted), -1, CHANNELS)
+        if self.config.norm_target:
+            pixels = normalize_tokens(pixels)
+        return pixels.flatten(1)
+
+    @property
+    def _masks_decoder(self) -> bool:
+        return self.training and self.config.decoder_mask_ratio > 0
+
+    def _decoder_keeps(self, device: torch.device) -> Tensor:
+        """Tokens that may be decoded, bool `[N]`."""
+        keeps = running_cell(
+            self.config.time_steps, self.config.grid_size, 1 - self.config.decoder_mask_ratio
+        )
+        return keeps.to(device)
+
+    def _check(self, clips: Tensor, mask: Tensor | None) -> None:
+        c = self.config
+        expected = (c.num_frames, c.image_size, c.image_size, CHANNELS)
+        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+            raise ValueError(
+                f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]"
+            )
+        if mask is None:
+            return
+        if mask.dtype != torch.bool or tuple(mask.shape) != (len(clips), c.n_tokens):
+            raise ValueError(
+                f"mask is {mask.dtype} {list(mask.shape)}, the model wants bool "
+                f"[{len(clips)}, {c.n_tokens}]"
+            )
+        if not (~mask).any(1).all():
+            raise ValueError("a clip of this batch shows no token")
+        if not mask.any():
+            raise ValueError("this batch masks no token: there is nothing to reconstruct")
+
+
+class Encoder(nn.Module):
+    """Patch embedding, transformer blocks, norm."""
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(
+            Block(config.encoder_dim, config.encoder_heads) for _ in range(config.encoder_depth)
+        )
+        self.norm = nn.LayerNorm(config.encoder_dim, eps=LAYER_NORM_EPS)
+        self.checkpoint_activations = config.checkpoint_activations
+
+    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        """Packed tokens `[V, D]` of clips with these lengths `[B]` -> features `[V, D]`."""
+        return self.norm(_run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations))
+
+
+class Decoder(nn.Module):
+    """Transformer blocks, norm, and a linear layer to pixels."""
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.decoder_dim, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(config.decoder_dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(config.decoder_dim, config.token_values)
+        self.checkpoint_activations = config.checkpoint_activations
+
+    def forward(self, hidden: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
+        """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*3]` of the rows `wanted` `[M]`."""
+        hidden = _run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations)
+        return self.head(self.norm(hidden[wanted]))
+
+
+class PatchEmbed(nn.Module):
+    """The published convolution over tubelets, as a linear layer on tokens."""
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        size = (config.tubelet_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(CHANNELS, config.encoder_dim, size, stride=size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `[V, t*P*P*3]` in (t, row, column, channel) order -> `[V, D]`."""
+        # [D, 3, t, P, P] -> [D, t, P, P, 3] -> [D, t*P*P*3]
+        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        return F.linear(tokens, weight, self.proj.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on packed tokens."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(dim)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        hidden = hidden + self.attn(self.norm1(hidden), layout)
+        return hidden + self.mlp(self.norm2(hidden))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each clip; the key projection has no bias."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(hidden, self.qkv.weight, bias)
+        return self.proj(attend(qkv, self.heads, layout))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU (erf) between, four times as wide inside."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden)))
+
+
+# ---------------------------------------------------------------------------------- attention
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the clips of a packed batch lie: one after the other, `lengths[b]` rows of clip b."""
+
+    n_clips: int
+    longest: int
+    rows: Tensor | None  # [rows], place of each row in [B * longest]; None if all are equally long
+    key_bias: Tensor | None  # [B, 1, 1, longest], 0 for tokens, -inf for padding
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> Layout:
+        """Of clips with these lengths, int `[B]`."""
+        n_clips, longest = len(lengths), int(lengths.max())
+        if bool((lengths == longest).all()):
+            return cls(n_clips, longest, None, None)
+        taken = torch.arange(longest, device=lengths.device) < lengths[:, None]  # [B, longest]
+        bias = torch.zeros(taken.shape, device=lengths.device).masked_fill(~taken, -math.inf)
+        return cls(n_clips, longest, taken.flatten().nonzero()[:, 0], bias[:, None, None])
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """`[rows, D]` -> `[B, longest, D]`, zeros behind short clips."""
+        if self.rows is not None:
+            padded = packed.new_zeros(self.n_clips * self.longest, packed.shape[1])
+            packed = padded.index_copy(0, self.rows, packed)
+        return packed.view(self.n_clips, self.longest, -1)
+
+    def pack(self, unpacked: Tensor) -> Tensor:
+        """`[B, longest, D]` -> `[rows, D]`."""
+        flat = unpacked.reshape(self.n_clips * self.longest, -1)
+        return flat if self.rows is None else flat[self.rows]
+
+
+def attend(qkv: Tensor, heads: int, layout: Layout) -> Tensor:
+    """Attention of every token to the tokens of its own clip: packed `[rows, 3D]` -> `[rows, D]`.
+
+    On CUDA the fused kernel of PyTorch; on CPUs the products written out, several times faster
+    there at these sizes than the fused kernel.
+    """
+    # [rows, 3D] -> [B, L, 3, heads, d] -> 3 of [B, heads, L, d]
+    unpacked = layout.unpack(qkv)
+    unpacked = unpacked.view(layout.n_clips, layout.longest, 3, heads, -1)
+    query, key, value = unpacked.permute(2, 0, 3, 1, 4).unbind(0)
+    bias = None if layout.key_bias is None else layout.key_bias.to(query.dtype)
+    if _use_fused_attention(query):
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    else:
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        mixed = scores.softmax(-1) @ value
+    # [B, heads, L, d] -> [B, L, D] -> [rows, D]
+    return layout.pack(mixed.transpose(1, 2).flatten(2))
+
+
+def _use_fused_attention(query: Tensor) -> bool:
+    return query.is_cuda
+
+
+def _run_blocks(
+    blocks: nn.ModuleList, hidden: Tensor, lengths: Tensor, checkpoint_activations: bool
+) -> Tensor:
+    layout = Layout.of(lengths)
+    for block in blocks:
+        if checkpoint_activations and hidden.requires_grad:
+            hidden = checkpoint(block, hidden, layout, use_reentrant=False)
+        else:
+            hidden = block(hidden, layout)
+    return hidden
+
+
+# -------------------------------------------------------------------------------- definitions
+
+
+def sinusoid_positions(n: int, dim: int) -> Tensor:
+    """Fixed positions float32 `[n, dim]`: pos / 10000^(2 floor(j/2) / dim), sine for even j.
+
+    Vaswani et al., 2017, on the one-dimensional token index; computed in float64.
+    """
+    exponent = 2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim
+    angles = torch.arange(n, dtype=torch.float64)[:, None] / 10000**exponent
+    return torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos()).float()
+
+
+def normalize_tokens(pixels: Tensor) -> Tensor:
+    """`(x - mean) / (sqrt(unbiased variance) + 1e-6)` per channel of float `[M, pixels, 3]`."""
+    variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
+    return (pixels - mean) / (variance.sqrt() + TARGET_EPS)
+
+
+def running_cell(time_steps: int, grid_size: int, kept_share: float) -> Tensor:
+    """Tokens that the decoder reconstructs, bool `[N]` (running cell masking of VideoMAE V2).
+
+    In each 2 x 2 cell of patches round(4 * kept_share) positions are kept (at least one), which
+    move one step around the cell from each time step to the next.
+    """
+    kept = max(1, round(4 * kept_share))
+    around = torch.tensor([[0, 1], [3, 2]])  # clockwise
+    index = torch.arange(grid_size) % 2
+    place = around[index[:, None], index[None, :]]  # [H_p, W_p]
+    phase = torch.arange(time_steps)[:, None, None]
+    return ((place + phase) % 4 < kept).flatten()
+
+
+def _unit_float(tokens: Tensor) -> Tensor:
+    """Pixel values as float32 in 0 to 1."""
+    return tokens.float() / 255 if tokens.dtype == torch.uint8 else tokens.float()
+
+
+def _initialize(module: nn.Module) -> None:
+    """Xavier-uniform linear layers (the patch embedding is one), zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def model_config(name: str, **changes: object) -> VideoMAEConfig:
+    """The configuration of a size or published name (`pretrain_videomae_base_patch16_224`).
+
+    Args:
+        changes: fields of VideoMAEConfig that differ from the size's own.
+
+    Raises:
+        ValueError: an unknown name, with the known ones.
+    """
+    fields: dict[str, object] = {}
+    size = name
+    if name.startswith("pretrain_videomae_"):
+        size, *rest = name.removeprefix("pretrain_videomae_").split("_")
+        if len(rest) != 2 or not rest[0].startswith("patch"):
+            raise ValueError(_unknown(name))
+        fields = {"patch_size": _number(rest[0][5:], name), "image_size": _number(rest[1], name)}
+    if size not in SIZES:
+        raise ValueError(_unknown(name))
+    (dim, depth, heads), (decoder_dim, decoder_heads) = SIZES[size]
+    shape = {
+        "encoder_dim": dim, "encoder_depth": depth, "encoder_heads": heads,
+        "decoder_dim": decoder_dim, "decoder_heads": decoder_heads,
+    }  # fmt: skip
+    return VideoMAEConfig(**{**shape, **fields, **changes})  # type: ignore[arg-type]
+
+
+def build_model(name: str, **changes: object) -> VideoMAE:
+    """A freshly initialised model by size or published name; see `model_config`."""
+    return VideoMAE(model_config(name, **changes))
+
+
+def _number(text: str, name: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(_unknown(name))
+    return int(text)
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"unknown model {name!r}; choose one of {', '.join(SIZES)}, or a published name such as "
+        "pretrain_videomae_base_patch16_224"
+    )
+
+
+def step_flops(config: VideoMAEConfig, visible: Sequence[int], decoded: Sequence[int]) -> float:
+    """Floating point operations of a training step: 2 a multiply-add, backward twice the forward.
+
+    Args:
+        visible, decoded: visible and reconstructed tokens of each clip.
+    """
+    c = config
+    total = 0
+    for n_visible, n_decoded in zip(visible, decoded, strict=True):
+        rows = n_visible + n_decoded
+        total += n_visible * c.token_values * c.encoder_dim
+        total += c.encoder_depth * _block_multiplications(n_visible, c.encoder_dim)
+        total += n_visible * c.encoder_dim * c.decoder_dim
+        total += c.decoder_depth * _block_multiplications(rows, c.decoder_dim)
+        total += n_decoded * c.decoder_dim * c.token_values
+    return 2.0 * 3.0 * total
+
+
+def _block_multiplications(n: int, dim: int) -> int:
+    """qkv, proj and MLP are 12 n D^2 multiply-adds; the two products of attention 2 n^2 D."""
+    return 12 * n * dim**2 + 2 * n**2 * dim

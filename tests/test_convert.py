@@ -1,0 +1,210 @@
+"""Weights in three layouts: round trips, the same predictions, errors that list names."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from media import random_bytes, savimae, truncate
+from test_model import SMALL, clips_for, masks_for, small_model
+
+from savimae.convert import convert, load_model, load_weights
+from savimae.errors import SavimaeError
+from savimae.model import IMAGENET_MEAN, IMAGENET_STD, model_config
+
+SHAPE = {"image_size": 64, "num_frames": 8, "encoder_heads": 4, "decoder_heads": 2}
+OPTIONS = [
+    "--image-size",
+    "64",
+    "--num_frames",
+    "8",
+    "--encoder-heads",
+    "4",
+    "--decoder-heads",
+    "2",
+]
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A checkpoint as the published trainer writes it, and its model."""
+    model = small_model()
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "published.pth")
+    return tmp_path / "published.pth", model
+
+
+def same_state(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("key", ["model", "module"])
+@pytest.mark.parametrize(
+    "path", [("savimae",), ("savimae", "huggingface", "videomae"), ("huggingface",)]
+)
+def test_round_trips_keep_every_bit(tmp_path, published, key, path):
+    _, model = published
+    source = tmp_path / "start.pth"
+    torch.save({key: model.state_dict()}, source)
+    assert load_weights(str(source), **SHAPE).layout == "videomae"
+    shape = SHAPE
+    for step, to in enumerate((*path, "savimae")):
+        target = tmp_path / f"{step}-{to}"
+        convert(str(source), str(target), to, **shape)
+        source, shape = target, ({} if to != "videomae" else SHAPE)
+    final = load_weights(str(source))
+    assert (final.layout, final.config) == ("savimae", SMALL)
+    assert same_state(final.state, model.state_dict())
+
+
+def test_positions_are_not_stored(published, tmp_path):
+    source, _ = published
+    convert(str(source), str(tmp_path / "ours.pt"), "savimae", **SHAPE)
+    names = torch.load(tmp_path / "ours.pt", weights_only=True)["model"]
+    assert not [name for name in names if "position" in name]
+    longer = load_model(str(tmp_path / "ours.pt"), num_frames=16, image_size=96)
+    assert longer.encode(clips_for(longer.config, 1))[0].shape == (1, 8 * 36, 48)
+
+
+def test_the_shape_of_known_sizes_is_found(tmp_path):
+    with torch.device("meta"):
+        from savimae.model import VideoMAE
+
+        expected = model_config("tiny", decoder_depth=2)
+        model = VideoMAE(expected)
+    state = {name: torch.zeros(value.shape) for name, value in model.state_dict().items()}
+    torch.save({"module": state}, tmp_path / "tiny.pth")
+    assert load_weights(str(tmp_path / "tiny.pth")).config == expected
+
+
+def huggingface_prediction(folder, clips, mask) -> torch.Tensor:
+    transformers = pytest.importorskip("transformers", reason="the test extra has transformers")
+    model, report = transformers.VideoMAEForPreTraining.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert not report["mismatched_keys"]
+    pixels = (clips / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    with torch.no_grad():
+        # [B, T, H, W, 3] -> [B, T, 3, H, W]
+        return model.eval()(pixels.permute(0, 1, 4, 2, 3), mask).logits
+
+
+def test_exported_models_predict_alike(published, tmp_path):
+    source, model = published
+    convert(str(source), str(tmp_path / "hf"), "huggingface", **SHAPE)
+    clips, mask = clips_for(SMALL, 2), masks_for(SMALL, 2, "tube")
+    theirs = huggingface_prediction(tmp_path / "hf", clips, mask)
+    ours = model(clips, mask).prediction
+    assert torch.allclose(theirs.flatten(0, 1), ours, atol=1e-4, rtol=0)
+
+
+def test_imported_models_predict_alike(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the test extra has transformers")
+    torch.manual_seed(1)
+    config = transformers.VideoMAEConfig(
+        image_size=64, num_frames=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=192, decoder_hidden_size=32, decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2, decoder_intermediate_size=128, layer_norm_eps=1e-6,
+        use_mean_pooling=False,
+    )  # fmt: skip
+    theirs = transformers.VideoMAEForPreTraining(config)
+    with torch.no_grad():  # biases that are not zero, so that a swap of them would show
+        for parameter in theirs.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    theirs.save_pretrained(tmp_path / "hf")
+    model = load_model(str(tmp_path / "hf"))
+    clips, mask = clips_for(SMALL, 2), masks_for(SMALL, 2, "tube")
+    expected = huggingface_prediction(tmp_path / "hf", clips, mask)
+    assert torch.allclose(expected.flatten(0, 1), model(clips, mask).prediction, atol=1e-4, rtol=0)
+
+
+def test_other_activations_of_a_huggingface_model_are_refused(published, tmp_path):
+    # What the model cannot represent must not be loaded as something else.
+    source, _ = published
+    convert(str(source), str(tmp_path / "hf"), "huggingface", **SHAPE)
+    path = tmp_path / "hf/config.json"
+    fields = json.loads(path.read_text())
+    for name, value, message in (
+        ("hidden_act", "relu", "hidden_act is 'relu', ours is 'gelu'"),
+        ("qkv_bias", False, "qkv_bias is False, ours is True"),
+        ("use_mean_pooling", True, "not a VideoMAE pretraining model"),
+    ):
+        path.write_text(json.dumps({**fields, name: value}))
+        with pytest.raises(SavimaeError, match=message):
+            load_weights(str(tmp_path / "hf"))
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+def test_parameters_that_do_not_fit_are_listed(tmp_path):
+    state = small_model().state_dict()
+    state["decoder.norm.gamma"] = state.pop("decoder.norm.weight")
+    state["encoder.blocks.1.mlp.fc1.bias"] = torch.zeros(7)
+    torch.save({"model": state, "config": dataclasses.asdict(SMALL)}, tmp_path / "x.pt")
+    with pytest.raises(SavimaeError) as error:
+        load_weights(str(tmp_path / "x.pt"))
+    assert str(error.value) == (
+        f"{tmp_path}/x.pt: parameters do not fit the model: "
+        "1 unknown: decoder.norm.gamma; 1 missing: decoder.norm.weight; "
+        "1 misshapen: encoder.blocks.1.mlp.fc1.bias [7] instead of [192]"
+    )
+
+
+def test_heads_of_unknown_widths_are_asked_for(published, tmp_path):
+    done = savimae("convert", published[0], tmp_path / "x.pt", "--to", "savimae")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "width 48 is of no known size; give --encoder-heads" in done.stderr
+    done = savimae("convert", published[0], tmp_path / "x.pt", "--to", "savimae", *OPTIONS)
+    assert done.returncode == 0, done.stderr
+    assert "videomae -> savimae" in done.stdout
+    assert load_weights(str(tmp_path / "x.pt")).config == SMALL
+
+
+@pytest.mark.parametrize("to", ["savimae", "huggingface"])
+def test_bad_files_leave_nothing_behind(tmp_path, to, published):
+    bad = {
+        "random.pt": lambda path: random_bytes(path),
+        "cut.pt": lambda path: truncate(path, path.write_bytes(published[0].read_bytes()) and 0.6),
+        "empty.pt": lambda path: path.touch(),
+        "tensor.pt": lambda path: torch.save(torch.zeros(3), path),
+        "other.pt": lambda path: torch.save({"model": {"fc.weight": torch.zeros(3)}}, path),
+        "none.pt": lambda path: torch.save({"epoch": 3}, path),
+        "code.pt": lambda path: torch.save({"model": print}, path),
+        "config.pt": lambda path: torch.save({"model": {}, "config": {"depth": 1}}, path),
+    }
+    for name, make in bad.items():
+        make(tmp_path / name)
+        done = savimae("convert", tmp_path / name, tmp_path / "out", "--to", to)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), name
+        assert name in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_broken_huggingface_folders(tmp_path, published):
+    convert(str(published[0]), str(tmp_path / "hf"), "huggingface", **SHAPE)
+    truncate(tmp_path / "hf/model.safetensors", 0.5)
+    for change in (
+        lambda: None,
+        lambda: random_bytes(tmp_path / "hf/config.json"),
+        lambda: (tmp_path / "hf/config.json").unlink(),
+    ):
+        change()
+        done = savimae("convert", tmp_path / "hf", tmp_path / "x.pt", "--to", "savimae")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "hf: " in done.stderr
+
+
+def test_outputs_are_not_overwritten_by_another_kind(tmp_path, published):
+    (tmp_path / "folder").mkdir()
+    for to, message in (
+        ("savimae", "is a folder; name a file"),
+        ("huggingface", "name a new folder"),
+    ):
+        done = savimae("convert", published[0], tmp_path / "folder", "--to", to, *OPTIONS)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
