@@ -277,7 +277,7 @@ class Decoder(nn.Module):
     def forward(self, hidden: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
         """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*3]` of the rows `wanted` `[M]`."""
         hidden = _run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations)
-        return self.head(self.norm(hidden[wanted]))
+        return self.head(self.norm(hidden.index_select(0, wanted)))
 
 
 class PatchEmbed(nn.Module):
@@ -371,7 +371,7 @@ class Layout:
     def pack(self, unpacked: Tensor) -> Tensor:
         """`[B, longest, D]` -> `[rows, D]`."""
         flat = unpacked.reshape(self.n_clips * self.longest, -1)
-        return flat if self.rows is None else flat[self.rows]
+        return flat if self.rows is None else flat.index_select(0, self.rows)
 
 
 def attend(qkv: Tensor, heads: int, layout: Layout) -> Tensor:
