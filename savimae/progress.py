@@ -29,7 +29,7 @@ class Progress:
                 desc=title,
                 file=self.stream,
                 leave=False,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {postfix}",
+                bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
             )
 
     @property
@@ -40,7 +40,7 @@ class Progress:
         """Show that `share` (0 to 1) is done. `counts` says it in words, such as rates."""
         text = f"{counts}, {self._time_left(share)}"
         if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.set_description_str(f"{self.title}: {text}", refresh=False)
             self.bar.n = min(share, 1.0)
             self.bar.refresh()
         elif time.monotonic() - self.last_line >= LINE_INTERVAL_S:

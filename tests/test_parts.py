@@ -79,7 +79,7 @@ def test_progress_draws_a_bar_on_a_terminal():
         bar.show(0.5, "5 videos")
         bar.write("failed: x")
     assert "50%" in stream.getvalue()
-    assert "5 videos" in stream.getvalue()
+    assert "| preprocess: 5 videos, 0:00:00 left" in stream.getvalue()
     assert "failed: x\n" in stream.getvalue()
 
 
