@@ -112,6 +112,20 @@ def saliency_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return _decorate(command, options)
 
 
+def array_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What commands that write arrays have in common."""
+    options = [
+        click.option(
+            "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
+            help="float32 is what the published trainer reads.",
+        ),
+        click.option(
+            "--list", "list_path", type=PATH, help="Write a training list of what succeeded."
+        ),
+    ]  # fmt: skip
+    return _decorate(command, options)
+
+
 def walk_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How to walk over a data set."""
     options = [
@@ -175,12 +189,8 @@ def _walk(
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @saliency_options
-@click.option(
-    "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
-    help="float32 is what the published trainer reads.",
-)  # fmt: skip
+@array_options
 @walk_options
-@click.option("--list", "list_path", type=PATH, help="Write a training list of what succeeded.")
 def preprocess(
     source: str,
     out: str,
@@ -225,12 +235,8 @@ def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
 @click.argument("saliency_root", type=PATH)
 @click.argument("out", type=PATH)
 @saliency_options
-@click.option(
-    "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
-    help="float32 is what the published trainer reads.",
-)  # fmt: skip
+@array_options
 @walk_options
-@click.option("--list", "list_path", type=PATH, help="Write a training list of what succeeded.")
 def patches(
     saliency_root: str, out: str, input_size: int, patch_size: int, threshold: float, dtype: str,
     **walk: Any,
