@@ -12,6 +12,7 @@ from savimae.lists import (
     read_list,
     read_split,
     shared_groups,
+    video_stem,
     write_list,
 )
 
@@ -61,7 +62,9 @@ def make_index(
             raise UsageError(
                 f"{shown(root)}: none of the {len(parts[part])} videos of this split is in it"
             )
-        names = {side: [f"{name}/{_stem(file)}" for name, file in parts[side]] for side in parts}
+        names = {
+            side: [f"{name}/{video_stem(file)}" for name, file in parts[side]] for side in parts
+        }
         report.shared_groups = shared_groups(names["train"], names["test"])
         report.other_side = "the split's train and test lists"
     if against is not None and not report.shared_groups:
@@ -73,7 +76,3 @@ def make_index(
     report.videos, report.classes = len(videos), len(classes)
     write_list(list_path, videos, root, classes)
     return report
-
-
-def _stem(file_name: str) -> str:
-    return file_name.rpartition(".")[0] or file_name

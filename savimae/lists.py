@@ -76,7 +76,7 @@ def find_videos(source: str, root: str | None = None) -> VideoList:
             )
     elif os.path.isfile(source):
         folder, name = os.path.split(source)
-        video = Video(source, _stem(name), cost=os.path.getsize(source))
+        video = Video(source, video_stem(name), cost=os.path.getsize(source))
         found = VideoList([video], folder)
     else:
         reason = (
@@ -91,7 +91,7 @@ def is_list(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in (".txt", ".csv", ".list")
 
 
-def _stem(name: str) -> str:
+def video_stem(name: str) -> str:
     """`name` without a video's extension; other dots belong to the name."""
     return os.path.splitext(name)[0] if is_video(name) else name
 
@@ -131,7 +131,7 @@ def _search(folder: str, name: str, found: VideoList, ancestors: set[tuple[int, 
                 folders.append((entry.path, child))
             elif is_video(entry.name):
                 cost = entry.stat().st_size
-                found.videos.append(Video(entry.path, _stem(child), cost=cost))
+                found.videos.append(Video(entry.path, video_stem(child), cost=cost))
             elif is_image(entry.name):
                 images.append(entry)
             else:
@@ -236,7 +236,7 @@ def output_name(path: str, root: str) -> str:
     relative = os.path.relpath(path, root)
     if relative.startswith(os.pardir):
         relative = os.path.join(*os.path.normpath(path).split(os.sep)[-2:]).lstrip(os.sep)
-    return _stem(relative)
+    return video_stem(relative)
 
 
 def write_list(path: str, videos: Sequence[Video], root: str, classes: Sequence[str]) -> None:
@@ -361,7 +361,7 @@ def match_split(
     by_name = {tuple(video.name.split("/")[-2:]): video for video in found.videos}
     videos, missing = [], []
     for class_name, file_name in entries:
-        video = by_name.get((class_name, _stem(file_name)))
+        video = by_name.get((class_name, video_stem(file_name)))
         if video is None:
             missing.append(f"{class_name}/{file_name}")
         else:
