@@ -23,8 +23,9 @@ import torch
 from hardware import hardware, versions
 
 from savimae.allocator import keep_memory
-from savimae.masking import MaskSpec, draw_masks, sample_keys
+from savimae.masking import MaskSpec, draw_masks
 from savimae.model import VideoMAE, build_model, model_config, step_flops
+from savimae.randomness import sample_keys
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

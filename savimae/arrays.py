@@ -13,6 +13,11 @@ from savimae.files import atomic_file
 DTYPES = ("uint8", "float32")
 
 
+def array_path(root: str, name: str) -> str:
+    """Where the array of the video called `name` lies below `root`."""
+    return os.path.join(root, name + ".npy")
+
+
 def write_array(
     path: str, chunks: Iterable[np.ndarray], grid_size: int, dtype: str
 ) -> tuple[int, int]:

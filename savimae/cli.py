@@ -182,6 +182,34 @@ def _walk(
     return EXIT_FAILURE if report.failures else 0
 
 
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings; see `option_group`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = getattr(parameter, "group", "Other options")
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def option_group(title: str, *options: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that the help shows together under `title`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        before = len(getattr(command, "__click_params__", []))
+        command = _decorate(command, list(options))
+        for parameter in command.__click_params__[before:]:  # type: ignore[attr-defined]
+            parameter.group = title
+        return command
+
+    return decorate
+
+
 # ------------------------------------------------------------------------------------ commands
 
 
@@ -352,38 +380,262 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     click.echo(f"{shown(out)}: {n / 1e6:.2f} M parameters, {weights.layout} -> {to}")
 
 
+@cli.command(cls=GroupedCommand)
+@option_group(
+    "The ones that matter",
+    click.option(
+        "--data",
+        "--data-path",
+        "data",
+        type=PATH,
+        required=True,
+        metavar="LIST_OR_FOLDER",
+        help="Videos or frame folders: a list (`path label` a line), or a folder of any depth.",
+    ),
+    click.option(
+        "--out",
+        "--output-dir",
+        "out",
+        type=PATH,
+        required=True,
+        metavar="RUN",
+        help="The run's folder: checkpoints, log, config. Run again to go on with it.",
+    ),
+    click.option(
+        "--saliency-root",
+        type=PATH,
+        metavar="DIR",
+        help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
+    ),
+    click.option(
+        "--epochs", type=int, default=800, show_default=True, help="How often every video is seen."
+    ),
+    click.option(
+        "--batch-size",
+        type=int,
+        default=8,
+        show_default=True,
+        help="Clips at a time, of each process.",
+    ),
+)
+@option_group(
+    "Model",
+    click.option(
+        "--model",
+        default="base",
+        show_default=True,
+        help="tiny, small, base, large, huge, or a published name.",
+    ),
+    click.option(
+        "--init",
+        type=PATH,
+        metavar="CHECKPOINT",
+        help="Weights to start from: ours, published, or a Hugging Face folder.",
+    ),
+    click.option("--decoder-depth", type=int, default=4, show_default=True),
+    click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
+    click.option("--patch-size", type=int, help="Side of a patch, in pixels.  [16]"),
+    click.option(
+        "--tubelet-size", type=int, default=2, show_default=True, help="Frames of a token."
+    ),
+)
+@option_group(
+    "Masks",
+    click.option(
+        "--mask-type",
+        type=click.Choice(["savi", "savi-tube", "tube", "random"]),
+        default="savi",
+        show_default=True,
+    ),
+    click.option(
+        "--salient-mask-ratio",
+        type=float,
+        default=0.85,
+        show_default=True,
+        help="Masked share of the salient tokens (savi, savi-tube).",
+    ),
+    click.option(
+        "--nonsalient-mask-ratio",
+        type=float,
+        default=0.95,
+        show_default=True,
+        help="Masked share of the other tokens (savi, savi-tube).",
+    ),
+    click.option(
+        "--mask-ratio",
+        type=float,
+        default=0.9,
+        show_default=True,
+        help="Masked share (tube, random).",
+    ),
+    click.option(
+        "--decoder-mask-ratio",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Masked tokens that are not reconstructed; 0.5 is a third faster (VideoMAE V2).",
+    ),
+    click.option(
+        "--saliency-threshold",
+        type=float,
+        help="Where saliency is computed from the clips; see `preprocess --threshold`.  [0.5]",
+    ),
+)
+@option_group(
+    "Clips",
+    click.option("--root", type=PATH, help="Where a list's relative paths start."),
+    click.option("--num-frames", type=int, default=16, show_default=True),
+    click.option(
+        "--sampling-rate",
+        type=int,
+        default=4,
+        show_default=True,
+        help="Every so many frames of the video.",
+    ),
+    click.option(
+        "--augment",
+        type=click.Choice(["none", "multiscale"]),
+        default="none",
+        show_default=True,
+        help="multiscale: random crops. Saliency is then computed from the crops.",
+    ),
+    click.option("--hflip", is_flag=True, help="Mirror every other clip."),
+    click.option(
+        "--on-bad-video",
+        type=click.Choice(["stop", "skip"]),
+        default="stop",
+        show_default=True,
+        help="When one cannot be decoded. skip: use another, say so, count it.",
+    ),
+)
+@option_group(
+    "Optimization",
+    click.option(
+        "--accumulate",
+        type=int,
+        default=1,
+        show_default=True,
+        help="Batches that make up a step.",
+    ),
+    click.option(
+        "--base-lr",
+        type=float,
+        help="Learning rate for an effective batch of 256; it grows with the batch.  [1.5e-4]",
+    ),
+    click.option("--lr", type=float, help="The learning rate itself, instead of --base-lr."),
+    click.option("--min-lr", type=float, help="[1e-5, or a tenth of the rate if that is less]"),
+    click.option("--warmup-epochs", type=float, help="[a tenth of the epochs, at most 40]"),
+    click.option("--weight-decay", type=float, default=0.05, show_default=True),
+    click.option("--clip-grad", type=float, help="Greatest norm of the gradient.  [none]"),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+)
+@option_group(
+    "Machine",
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "fp32"]),
+        default="auto",
+        show_default=True,
+        help="auto: bf16 where the processor has it.",
+    ),
+    click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
+    click.option(
+        "--workers",
+        "--num-workers",
+        "workers",
+        type=click.IntRange(0),
+        help="Threads that load clips; 0: none beside.  [a quarter of --threads]",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the model with torch.compile."),
+    click.option("--checkpoint-activations", is_flag=True, help="Less memory, a third more work."),
+    click.option(
+        "--allocator",
+        type=click.Choice(["keep", "default"]),
+        default="keep",
+        show_default=True,
+        help="keep: the C library keeps freed memory, which is much faster (Linux).",
+    ),
+)
+@option_group(
+    "Saving and logging",
+    click.option(
+        "--resume",
+        default="auto",
+        show_default=True,
+        metavar="auto|never|PATH",
+        help="auto: go on where RUN was left.",
+    ),
+    click.option(
+        "--save-every",
+        multiple=True,
+        default=("10ep", "15min"),
+        show_default=True,
+        metavar="10ep|200steps|15min",
+        help="May be repeated.",
+    ),
+    click.option(
+        "--keep", type=int, default=3, show_default=True, help="Checkpoints that are kept."
+    ),
+    click.option(
+        "--log-every", type=int, default=10, show_default=True, help="Steps of a line of the log."
+    ),
+    click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard as well."),
+)
+def train(allocator: str, save_every: tuple[str, ...], **options: Any) -> int:
+    """Pretrain a VideoMAE on videos, masking salient patches less.
+
+    Works alone, under torchrun and under srun. TERM, INT and USR1 finish the step, save, and exit
+    with code 85: run the same command again to go on, exactly as if nothing had happened.
+    """
+    from savimae.allocator import keep_memory
+
+    if allocator == "keep":
+        keep_memory()  # before the first tensor
+    from savimae.loop import SaveEvery
+    from savimae.train import TrainConfig
+    from savimae.train import train as run
+
+    try:
+        saves = tuple(SaveEvery.parse(text) for text in save_every)
+        config = TrainConfig(save_every=saves, **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return run(config)
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, default="loss.png", show_default=True, help="The PNG to write.")
+def plot(runs: tuple[str, ...], out: str) -> None:
+    """Draw the loss and the learning rate of runs in one picture."""
+    from savimae.figures import plot_runs
+
+    plot_runs(list(runs), out)
+    click.echo(f"wrote {shown(out)}")
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN_A RUN_B...", type=PATH, nargs=-1, required=True)
+def compare(runs: tuple[str, ...]) -> None:
+    """Print a table of runs: where they are, how fast they are, which settings differ."""
+    from savimae.runs import compare_runs
+
+    click.echo(compare_runs(list(runs)))
+
+
 @cli.command()
 @click.option("--out", type=PATH, default="savimae-demo", show_default=True, metavar="DIR")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Default: the cores this process may use.")
 def demo(out: str, seed: int, workers: int | None) -> int:
-    """Make a small set of real videos and run the whole pipeline on it."""
-    from savimae.config import SaliencyConfig
-    from savimae.demo import DIRECTIONS, OBJECTS, make_demo_set
-    from savimae.figures import inspect_video
-    from savimae.preprocess import ArrayJob
+    """Make a small set of real videos and run the whole pipeline on it: about two minutes."""
+    from savimae.allocator import keep_memory
 
-    click.echo("1. making videos: cut-outs that move over photographs, as AVI and MP4")
-    made = make_demo_set(out, seed)
-    click.echo(
-        f"   {made.n_videos} videos in {shown(made.videos)}: {len(DIRECTIONS)} directions "
-        f"({shown(made.direction_list)}), {len(OBJECTS)} objects ({shown(made.object_list)})"
-    )
-    arrays = os.path.join(out, "saliency")
-    click.echo(f"2. savimae preprocess {shown(made.videos)} {shown(arrays)}")
-    config = SaliencyConfig()
-    code = _walk(
-        made.videos, arrays, ArrayJob(config), workers=workers, shard="0/1", overwrite=True,
-        limit=None, root=None,
-    )  # fmt: skip
-    example = os.path.join(made.videos, "right", "right_cat_01.mp4")
-    picture = os.path.join(out, "inspect.png")
-    click.echo(f"3. savimae inspect {shown(example)} --out {shown(picture)}")
-    for path in inspect_video(example, picture, config):
-        click.echo(f"   wrote {shown(path)}")
-    click.echo(
-        "Look at the picture. Then try your own videos:\n"
-        "   savimae inspect YOUR_VIDEO\n"
-        "   savimae preprocess YOUR_FOLDER YOUR_OUTPUT"
-    )
-    return code
+    keep_memory()
+    from savimae.cores import available_cores
+    from savimae.demo import run_demo
+
+    return run_demo(out, seed, workers or available_cores())

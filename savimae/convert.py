@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from savimae.checkpoint import read_file
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_file, atomic_folder, read_json
 from savimae.model import LAYER_NORM_EPS, SIZES, VideoMAE, VideoMAEConfig
@@ -53,7 +54,7 @@ def load_weights(path: str, **shape: int) -> Weights:
         layout = "huggingface"
         config, state = _read_huggingface(path)
     else:
-        content = _read_file(path)
+        content = read_file(path)
         if isinstance(content.get("config"), dict) and "model" in content:
             layout, state = "savimae", content["model"]
             config = _our_config(path, content["config"])
@@ -137,20 +138,6 @@ def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAECon
             problems.append(f"{len(names)} {what}: {', '.join(map(shown, names))}")
     if problems:
         raise SavimaeError(f"{shown(path)}: parameters do not fit the model: {'; '.join(problems)}")
-
-
-def _read_file(path: str) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-    except FileNotFoundError:
-        raise SavimaeError(f"{shown(path)}: no such file") from None
-    except Exception as error:  # unpickling bad bytes raises many types
-        raise SavimaeError(
-            f"{shown(path)}: not a checkpoint that can be loaded safely, or a truncated one"
-        ) from error
-    if not isinstance(content, dict):
-        raise SavimaeError(f"{shown(path)}: holds no dictionary of weights")
-    return content
 
 
 def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:

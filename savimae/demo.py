@@ -1,7 +1,7 @@
-"""A small labelled set of real video files, made from the photographs that scikit-image ships.
+"""The demo: a small labelled set of real video files, and everything run on it.
 
-A cut-out of one photograph moves in one of eight directions over another. Two things can be told
-from a video: what moves, and where to.
+The videos are made from the photographs that scikit-image ships: a cut-out of one moves in one of
+eight directions over another. Two things can be told from a video: what moves, and where to.
 """
 
 from __future__ import annotations
@@ -11,15 +11,25 @@ import functools
 import math
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data
 
-from savimae.config import record_config
+from savimae.clips import ClipReader
+from savimae.config import SaliencyConfig, record_config
+from savimae.errors import shown
+from savimae.figures import draw_reconstruction, inspect_video, write_picture
 from savimae.lists import Video, write_list
+from savimae.masking import draw_masks
+from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.progress import Progress
+from savimae.randomness import sample_keys
 from savimae.video import write_video
+
+if TYPE_CHECKING:
+    from savimae.train import TrainConfig
 
 WIDTH, HEIGHT = 160, 120  # pixels
 N_FRAMES = 48
@@ -35,6 +45,7 @@ OBJECTS = {
 }
 BACKGROUNDS = ("brick", "grass", "gravel", "hubble_deep_field")
 FORMATS = ((".avi", "mpeg4"), (".mp4", "libx264"))
+EXAMPLE = "right/right_cat_01"  # the video that is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +90,107 @@ def make_demo_set(out: str, seed: int = 0, copies: int = 2) -> DemoSet:
     write_list(direction_list, by_direction, root, DIRECTIONS)
     write_list(object_list, by_object, root, tuple(OBJECTS))
     return DemoSet(root, direction_list, object_list, len(by_direction))
+
+
+def run_demo(out: str, seed: int, workers: int) -> int:
+    """Make the videos, preprocess them, look at one, pretrain on them, look at what was learned.
+
+    Prints each step as the command that does the same, and every file it writes.
+
+    Returns:
+        The exit code: 0, 1 if a video failed, or `loop.EXIT_SAVED` if training was stopped.
+    """
+    from savimae.train import TrainConfig, train
+
+    _say("1. making videos: cut-outs that move over photographs, as AVI and MP4")
+    made = make_demo_set(out, seed)
+    _say(
+        f"   {made.n_videos} videos in {shown(made.videos)}: {len(DIRECTIONS)} directions "
+        f"({shown(made.direction_list)}), {len(OBJECTS)} objects ({shown(made.object_list)})"
+    )
+    arrays, run = os.path.join(out, "saliency"), os.path.join(out, "run")
+    # A model and clips so small that something is learned in a minute or two on two cores.
+    config = TrainConfig(
+        made.direction_list, run, saliency_root=arrays, seed=seed,
+        model="tiny", decoder_depth=2, input_size=96, num_frames=8,
+        salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75, epochs=100, batch_size=16, lr=3e-3,
+    )  # fmt: skip
+    size = config.of_saliency().input_size
+    _say(f"2. savimae preprocess {shown(made.videos)} {shown(arrays)} --input-size {size}")
+    job = ArrayJob(config.of_saliency())
+    report = process(made.videos, arrays, job, RunOptions(workers, overwrite=True))
+    _say(f"   {report.summary()}")
+    if report.failures:
+        return 1
+
+    extension = next(
+        extension
+        for extension, _ in FORMATS
+        if os.path.exists(os.path.join(made.videos, EXAMPLE + extension))
+    )
+    example = os.path.join(made.videos, EXAMPLE + extension)
+    picture = os.path.join(out, "inspect.png")
+    _say(f"3. savimae inspect {shown(example)} --out {shown(picture)}")
+    for path in inspect_video(example, picture, SaliencyConfig()):
+        _say(f"   wrote {shown(path)}")
+
+    _say(f"4. savimae train {_options(config)}")
+    code = train(config)
+    if code:
+        return code
+    _say(f"   wrote {shown(os.path.join(run, 'log.jsonl'))}")
+    checkpoint = os.path.join(run, "checkpoints", "last.pt")
+    _say(f"   wrote {shown(checkpoint)}")
+
+    picture = os.path.join(out, "reconstruction.png")
+    _say("5. what it makes of the hidden patches of a clip")
+    _draw_example(config, checkpoint, Video(example, EXAMPLE), picture)
+    _say(f"   wrote {shown(picture)}")
+    _say(
+        "Look at the pictures. Then try your own videos:\n"
+        "   savimae inspect YOUR_VIDEO\n"
+        "   savimae preprocess YOUR_FOLDER YOUR_ARRAYS\n"
+        "   savimae train --data YOUR_FOLDER --saliency-root YOUR_ARRAYS --out YOUR_RUN"
+    )
+    return 0
+
+
+def _options(config: TrainConfig) -> str:
+    """The options of `savimae train` that make this config."""
+    given = [
+        (field.name, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    ]
+    return " ".join(f"--{name.replace('_', '-')} {shown(str(value))}" for name, value in given)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _draw_example(config: TrainConfig, checkpoint: str, video: Video, out: str) -> None:
+    """Draw what the model at `checkpoint` predicts for one clip of `video`."""
+    from savimae.convert import load_model
+    from savimae.reconstruct import reconstruct
+
+    model = load_model(checkpoint).eval()
+    reader = ClipReader(
+        config.of_clips(), config.of_saliency(), config.tubelet_size, config.saliency_root
+    )
+    keys = sample_keys(config.seed, 0, np.zeros(1, np.int64))
+    clip = reader.read(video, keys[0])
+    mask = draw_masks(config.of_masks(), keys, clip.saliency[None])[0]
+    result = reconstruct(model, clip.pixels, mask, "visible")
+    title = (
+        f"{os.path.basename(video.path)}   {config.mask_type} mask, {mask.mean():.0%} hidden, "
+        f"loss {result.loss:.3f}; brightness and contrast from visible patches nearby"
+    )
+    shape = model.config
+    picture = draw_reconstruction(
+        clip, result.pixels, result.masked, shape.patch_size, shape.tubelet_size, title
+    )
+    write_picture(out, picture)
 
 
 def moving_object(name: str, direction: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

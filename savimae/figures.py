@@ -1,7 +1,11 @@
-"""Every picture the tool draws. Panels are pixel-exact images; captions are Pillow's own font."""
+"""Every picture the tool draws.
+
+Panels are pixel-exact images with captions in Pillow's own font; curves are matplotlib's.
+"""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -10,10 +14,12 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from savimae.clips import Clip
 from savimae.config import SaliencyConfig
-from savimae.errors import shown
+from savimae.errors import SavimaeError, shown
 from savimae.files import atomic_file
 from savimae.progress import Progress
+from savimae.runs import read_log
 from savimae.saliency import FrameSaliency, video_patches
 from savimae.video import GrayPlane, open_video, write_video
 
@@ -24,6 +30,7 @@ FONT_PX = 15
 TITLE_PX = 19
 BACKGROUND = (255, 255, 255)
 INK = (30, 30, 30)
+BLANK = (200, 200, 200)  # where nothing was seen or predicted
 OUTLINE = (255, 214, 0)  # yellow on a black rim: visible on bright and on dark ground
 MAX_ANIMATION_FRAMES = 240
 FRAMES_PER_S = 25.0  # where the source does not say
@@ -157,6 +164,92 @@ def draw_grid(
         for row, panel in enumerate(panels):
             picture.paste(panel, (x, top + row * (side + GAP_PX)))
     return picture
+
+
+def draw_reconstruction(
+    clip: Clip,
+    reconstructed: np.ndarray,
+    masked: np.ndarray,
+    patch_size: int,
+    tubelet_size: int,
+    title: str,
+    n_columns: int = 6,
+) -> Image.Image:
+    """Time across; down: frame, salient tokens, what the encoder saw, the prediction, both.
+
+    Args:
+        clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
+        reconstructed: float32 `[T, S, S, 3]` in 0 to 1, the clip's own where it was visible.
+        masked: bool `[T, S, S]`, True = hidden from the encoder.
+    """
+    n_frames, size = clip.pixels.shape[:2]
+    grid = size // patch_size
+    salient = clip.saliency.reshape(-1, grid, grid)
+    side = size * math.ceil(PANEL_PX / size)
+    columns, captions = [], []
+    for index in np.unique(np.linspace(0, n_frames - 1, n_columns).round().astype(int)):
+        frame, hidden = clip.pixels[index], masked[index][..., None]
+        prediction = (reconstructed[index] * 255).round().astype(np.uint8)
+        large = Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
+        panels = [
+            frame,
+            np.where(hidden, BLANK, frame),
+            np.where(hidden, prediction, BLANK),
+            np.where(hidden, prediction, frame),
+        ]
+        images = [
+            Image.fromarray(panel.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+            for panel in panels
+        ]
+        outlined = outline_patches(large, salient[index // tubelet_size], side // grid)
+        columns.append([images[0], outlined, *images[1:]])
+        captions.append(f"frame {clip.frame_indices[index]}")
+    rows = ["frame", "salient tokens", "encoder sees", "prediction", "both"]
+    return draw_grid(columns, title, captions, rows)
+
+
+def plot_runs(runs: Sequence[str], out: str) -> None:
+    """Draw loss and learning rate over the epochs of one or several runs, as a PNG.
+
+    Raises:
+        UsageError, SavimaeError: a folder without a log, or matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SavimaeError(
+            "curves need matplotlib; install it with `pip install 'savimae[figures]'`"
+        ) from None
+    logs = [read_log(run) for run in runs]
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
+        epochs = [line["epoch"] for line in log]
+        marker = "o" if len(log) == 1 else None
+        name = shown(os.path.basename(os.path.normpath(run)) or run)
+        color = f"C{number}"
+        top.plot(epochs, [line["loss"] for line in log], color, marker=marker, label=name)
+        if len(runs) == 1:
+            for key, style, label in (
+                ("loss_salient", "--", "salient tokens"), ("loss_other", ":", "other tokens"),
+            ):  # fmt: skip
+                values = [line.get(key) for line in log]
+                if any(value is not None for value in values):
+                    top.plot(epochs, values, "C7", linestyle=style, label=label)
+        bottom.plot(epochs, [line["lr"] for line in log], color, marker=marker)
+    top.set_ylabel("loss")
+    top.legend()
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("epoch")
+    bottom.set_ylim(bottom=0)
+    bottom.ticklabel_format(axis="y", scilimits=(-2, 2))
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=120)
+    with atomic_file(out) as file:
+        file.write(encoded.getvalue())
 
 
 def _filmstrip(panels: Sequence[Image.Image], caption: str) -> Image.Image:

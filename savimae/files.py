@@ -31,13 +31,19 @@ def temporary_name(target: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic_file(target: str) -> Iterator[BinaryIO]:
-    """Open a binary file for writing; it becomes `target` if the block ends without an error."""
+def atomic_file(target: str, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a binary file for writing; it becomes `target` if the block ends without an error.
+
+    With `durable` it is on the disk before it replaces what was there: whole after a power cut too.
+    """
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
     temporary = temporary_name(target)
     try:
         with open(temporary, "wb") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -11,19 +11,12 @@ of a clip is a hash of (key, n). The tokens of a group are masked in the order o
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
-from savimae.arrays import load_array
-from savimae.errors import SavimaeError, shown
+from savimae.randomness import GOLDEN, mix
 
 KINDS = ("savi", "savi-tube", "tube", "random")
-
-# SplitMix64 (Steele, Lea, Flood 2014): the step of its counter and the multipliers of its mixer.
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,26 +58,12 @@ class MaskSpec:
         return self.kind in ("tube", "savi-tube")
 
 
-def sample_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
-    """Keys of samples: uint64 `[B]`, from int `[B]` indices into the list of videos."""
-    key = _mix(np.full(len(indices), seed & (2**64 - 1), np.uint64) + _GOLDEN)
-    key = _mix((key ^ np.uint64(epoch)) + _GOLDEN)
-    return _mix((key ^ np.asarray(indices).astype(np.uint64)) + _GOLDEN)
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function: uint64 -> uint64, every input bit reaches every output bit."""
-    value = (value ^ (value >> np.uint64(30))) * _MIX_1
-    value = (value ^ (value >> np.uint64(27))) * _MIX_2
-    return value ^ (value >> np.uint64(31))
-
-
 def draw_masks(spec: MaskSpec, keys: np.ndarray, saliency: np.ndarray | None = None) -> np.ndarray:
     """Masks of a batch: bool `[B, N]`, True = masked.
 
     Args:
         spec: kind, ratios and grid.
-        keys: uint64 `[B]`, from `sample_keys`.
+        keys: uint64 `[B]`, from `randomness.sample_keys`.
         saliency: bool `[B, N]`, the salient tokens; for savi and savi-tube, ignored otherwise.
 
     Of a group of n tokens (salient or other; all, for random and tube) floor(ratio * n) are masked,
@@ -118,7 +97,7 @@ def _draw(
 ) -> np.ndarray:
     """Mask shares of two groups: `first` bool `[B, M]` is the one, the rest the other."""
     n_clips, n = first.shape
-    scores = _mix(keys[:, None] + np.arange(1, n + 1, dtype=np.uint64) * _GOLDEN)
+    scores = mix(keys[:, None] + np.arange(1, n + 1, dtype=np.uint64) * GOLDEN)
     # The highest bit is the group, so one sort puts `first` in front, each group in random order.
     scores >>= np.uint64(1)
     scores |= (~first).astype(np.uint64) << np.uint64(63)
@@ -150,52 +129,13 @@ def _floor_share(ratio: float, counts: np.ndarray) -> np.ndarray:
     return np.floor(ratio * counts + 1e-9).astype(np.int64)
 
 
-def token_saliency(array: np.ndarray, frame_indices: np.ndarray, tubelet_size: int) -> np.ndarray:
+def token_saliency(patches: np.ndarray, tubelet_size: int) -> np.ndarray:
     """Salient tokens of a clip: bool `[N]`, where any of a token's frames has its patch salient.
 
     Args:
-        array: the video's array, `[T, H_p, W_p]`, nonzero = salient.
-        frame_indices: int `[num_frames]`, the clip's frames in the video.
+        patches: of the clip's frames, `[num_frames, H_p, W_p]`, nonzero = salient.
         tubelet_size: consecutive clip frames of a token.
-
-    Raises:
-        IndexError: a frame past the end of the array.
     """
     # [num_frames, H_p, W_p] -> [time, t, H_p, W_p] -> [time, H_p, W_p] -> [N]
-    frames = array[frame_indices] != 0
-    return frames.reshape(-1, tubelet_size, *array.shape[1:]).any(1).reshape(-1)
-
-
-def load_token_saliency(
-    path: str, frame_indices: np.ndarray, grid_size: int, tubelet_size: int
-) -> np.ndarray:
-    """`token_saliency` from the array at `path`, which must fit the clip and the model.
-
-    Raises:
-        SavimaeError: no file, not an array, another grid, or fewer frames than the clip needs; the
-            file and the remedy are named.
-    """
-    array = load_array(path)
-    if array.ndim != 3 or array.shape[1:] != (grid_size, grid_size):
-        raise SavimaeError(
-            f"{shown(path)}: holds {list(array.shape)}, the model wants [T, {grid_size}, "
-            f"{grid_size}]; preprocess again with the model's --input-size and --patch-size"
-        )
-    last = int(np.max(frame_indices))
-    if last >= len(array):
-        raise SavimaeError(
-            f"{shown(path)}: has {len(array)} frames, the clip needs frame {last}; it was made "
-            "from another version of the video, preprocess it again"
-        )
-    return token_saliency(array, frame_indices, tubelet_size)
-
-
-def expected_visible(spec: MaskSpec, salient_share: float) -> float:
-    """Visible tokens of a clip on average, for a share of salient tokens (tube: positions)."""
-    n = spec.n_positions if spec.is_tube else spec.n_tokens
-    if spec.uses_saliency:
-        salient = salient_share * n
-        visible = n - spec.salient_ratio * salient - spec.nonsalient_ratio * (n - salient)
-    else:
-        visible = n - math.floor(spec.ratio * n)
-    return visible * (spec.time_steps if spec.is_tube else 1)
+    by_token = (patches != 0).reshape(-1, tubelet_size, *patches.shape[1:])
+    return by_token.any(1).reshape(-1)

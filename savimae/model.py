@@ -153,7 +153,7 @@ class VideoMAE(nn.Module):
         """
         self._check(clips, mask)
         tokens = self.patchify(clips)
-        decoded = mask & self._decoder_keeps(mask.device) if self._masks_decoder else mask
+        decoded = self.decoded_tokens(mask)
         n = self.config.n_tokens
 
         visible = (~mask).flatten().nonzero()[:, 0]  # [V], in (clip, token) order
@@ -165,7 +165,7 @@ class VideoMAE(nn.Module):
         # Decoder input in token order: visible tokens where they belong, mask tokens elsewhere.
         shown = ~mask | decoded
         places = shown.flatten().nonzero()[:, 0]
-        hidden = (self.mask_token[0] + self.decoder_positions)[places % n].to(projected.dtype)
+        hidden = (self.mask_token[0] + self.decoder_positions[places % n]).to(projected.dtype)
         rank = torch.cumsum(shown.flatten(), 0) - 1  # token -> its row in `hidden`
         hidden = hidden.index_copy(0, rank[visible], projected)
         wanted = decoded.flatten().nonzero()[:, 0]
@@ -214,16 +214,17 @@ class VideoMAE(nn.Module):
             pixels = normalize_tokens(pixels)
         return pixels.flatten(1)
 
-    @property
-    def _masks_decoder(self) -> bool:
-        return self.training and self.config.decoder_mask_ratio > 0
+    def decoded_tokens(self, mask: Tensor) -> Tensor:
+        """The tokens that a forward pass reconstructs, bool `[B, N]`, for a mask (True = masked).
 
-    def _decoder_keeps(self, device: torch.device) -> Tensor:
-        """Tokens that may be decoded, bool `[N]`."""
+        All masked ones, unless the model is training with a decoder mask.
+        """
+        if not (self.training and self.config.decoder_mask_ratio > 0):
+            return mask
         keeps = running_cell(
             self.config.time_steps, self.config.grid_size, 1 - self.config.decoder_mask_ratio
         )
-        return keeps.to(device)
+        return mask & keeps.to(mask.device)
 
     def _check(self, clips: Tensor, mask: Tensor | None) -> None:
         c = self.config

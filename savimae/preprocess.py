@@ -20,7 +20,7 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 
-from savimae.arrays import array_frames, write_array
+from savimae.arrays import array_frames, array_path, write_array
 from savimae.config import SaliencyConfig, record_config
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_folder, remove_leftovers
@@ -107,7 +107,7 @@ class ArrayJob:
         }
 
     def target(self, out: str, video: Video) -> str:
-        return os.path.join(out, video.name + ".npy")
+        return array_path(out, video.name)
 
     def is_done(self, target: str) -> bool:
         return array_frames(target, self.saliency.grid_size, self.dtype) is not None

@@ -15,15 +15,25 @@ class Progress:
     """Shows a share done, counts and the time left; all on standard error.
 
     On a terminal a bar that is redrawn; elsewhere one line every ten seconds, with the clock time.
+
+    Args:
+        title: what is going on.
+        stream: where to show it.
+        start: the share that was done before.
+        quiet: show nothing, as processes beside the first do.
     """
 
-    def __init__(self, title: str, stream: TextIO | None = None):
+    def __init__(
+        self, title: str, stream: TextIO | None = None, start: float = 0.0, quiet: bool = False
+    ):
         self.title = title
         self.stream = stream or sys.stderr
+        self.start = start
+        self.quiet = quiet
         self.started = time.monotonic()
         self.last_line = self.started
         self.bar = None
-        if self.stream.isatty():
+        if self.stream.isatty() and not quiet:
             self.bar = tqdm(
                 total=1.0,
                 desc=title,
@@ -38,6 +48,8 @@ class Progress:
 
     def show(self, share: float, counts: str) -> None:
         """Show that `share` (0 to 1) is done. `counts` says it in words, such as rates."""
+        if self.quiet:
+            return
         text = f"{counts}, {self._time_left(share)}"
         if self.bar is not None:
             self.bar.set_description_str(f"{self.title}: {text}", refresh=False)
@@ -62,9 +74,10 @@ class Progress:
             self.bar.close()
 
     def _time_left(self, share: float) -> str:
-        if share <= 0:
+        done = share - self.start
+        if done <= 0:
             return "time left unknown"
-        return f"{duration(self.elapsed_s * (1 - min(share, 1.0)) / share)} left"
+        return f"{duration(self.elapsed_s * (1 - min(share, 1.0)) / done)} left"
 
 
 def duration(seconds: float) -> str:

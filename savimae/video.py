@@ -1,8 +1,8 @@
 """The one place that decodes: video files through PyAV (FFmpeg), frame folders through Pillow.
 
-Both kinds answer the same questions: the gray planes of all frames in order, for saliency, and the
-RGB frames in order. Frame i is the i-th frame that the decoder returns, displayed upright:
-rotation metadata is applied to gray and RGB alike.
+Both kinds answer the same questions: the gray planes of all frames in order, for saliency, the RGB
+frames in order, and the RGB frames of a clip. Frame i is the i-th frame that the decoder returns,
+displayed upright: rotation metadata is applied to gray and RGB alike.
 
 A frame that cannot be decoded raises; it is never skipped, since that would shift time.
 """
@@ -15,7 +15,7 @@ import errno
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import av
@@ -27,6 +27,7 @@ from PIL import Image
 
 from savimae.errors import SavimaeError, one_line, shown
 from savimae.files import atomic_file
+from savimae.frame_times import read_frame_times
 from savimae.kernels.luma import luma
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
@@ -36,6 +37,7 @@ VIDEO_EXTENSIONS = frozenset(
 )  # fmt: skip
 FRAME_NAME = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # img_00012.jpg: "img_" and 12
 RGB_FRAMES_PREFIX = "img_"  # what tools that also write optical flow call the RGB frames
+REORDERED_FRAMES = 16  # the most by which a codec's decoding and display orders differ (H.264)
 
 
 class VideoError(SavimaeError):
@@ -55,6 +57,16 @@ class GrayPlane(NamedTuple):
     def pixels(self) -> np.ndarray:
         """The frame itself, uint8 `[height, width]`."""
         return self.plane[: self.height, : self.width]
+
+
+class Clip(NamedTuple):
+    """Some frames of a video."""
+
+    frames: list[np.ndarray]  # uint8 [height, width, 3] each, as decoded; repeated ones are shared
+    indices: np.ndarray  # int64 [n], where they are in the video
+
+
+ChooseFrames = Callable[[int], np.ndarray]  # T -> ascending frame indices, int64
 
 
 def open_video(path: str) -> VideoFile | FrameFolder:
@@ -147,10 +159,18 @@ class FrameFolder:
 
     def rgb_frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 `[height, width, 3]`."""
-        for name in self.names:
-            with _opened_image(os.path.join(self.path, name)) as image:
-                rgb = np.asarray(_to_rgb(image).convert("RGB"))
-            yield rgb
+        yield from map(self._rgb_frame, self.names)
+
+    def read_clip(self, choose: ChooseFrames, n_frames: int | None = None) -> Clip:
+        """The frames that `choose` wants; see `VideoFile.read_clip`. `n_frames` is not needed."""
+        del n_frames
+        indices = choose(len(self.names))
+        distinct = {index: self._rgb_frame(self.names[index]) for index in np.unique(indices)}
+        return Clip([distinct[index] for index in indices], indices)
+
+    def _rgb_frame(self, name: str) -> np.ndarray:
+        with _opened_image(os.path.join(self.path, name)) as image:
+            return np.asarray(_to_rgb(image).convert("RGB"))
 
 
 @contextlib.contextmanager
@@ -272,24 +292,79 @@ class VideoFile:
 
     def rgb_frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 `[height, width, 3]`."""
-        reformatter = VideoReformatter()
-        for frame in self._frames():
-            rgb = reformatter.reformat(frame, format="rgb24").to_ndarray()
-            yield np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
+        yield from map(_RgbReader(), self._frames())
+
+    def read_clip(self, choose: ChooseFrames, n_frames: int | None = None) -> Clip:
+        """The frames that `choose(T)` wants of a video of T frames.
+
+        Where the container says when each frame is shown, T is known without decoding, and the
+        clip is sought. Where it does not, or is found wrong, the video is decoded from its start.
+
+        Args:
+            choose: gets T, returns ascending frame indices below T, which may repeat.
+            n_frames: T if it is known, say from the video's array; what the container says must
+                agree, or the frames are counted by decoding.
+
+        Raises:
+            VideoError: a frame up to the end of the clip cannot be decoded.
+        """
+        with _decoding_errors(), self._opened() as (container, stream):
+            times = read_frame_times(container, stream)
+            if times is not None and n_frames in (None, len(times)):
+                indices = choose(len(times))
+                sought = self._seek(container, stream, times, np.unique(indices))
+                if sought is not None:
+                    return Clip([sought[index] for index in indices], indices)
+        indices = choose(sum(1 for _ in self._frames()))
+        to_rgb = _RgbReader()
+        wanted = set(indices.tolist())
+        found = {}
+        for index, frame in enumerate(itertools.islice(self._frames(), int(indices[-1]) + 1)):
+            if index in wanted:
+                found[index] = to_rgb(frame)
+        return Clip([found[index] for index in indices.tolist()], indices)
+
+    def _seek(
+        self,
+        container: av.container.InputContainer,
+        stream: VideoStream,
+        times: np.ndarray,
+        wanted: np.ndarray,
+    ) -> dict[int, np.ndarray] | None:
+        """The wanted frames (int64, ascending) by index; None if they cannot be told for certain.
+
+        Frames are told by their times. What a decoder shows before its first key frame may lack
+        what it was predicted from, so it is decoded from a key frame that is shown before.
+        """
+        to_rgb = _RgbReader()
+        index_of = dict(zip(times[wanted].tolist(), wanted.tolist(), strict=True))
+        found: dict[int, np.ndarray] = {}
+        try:
+            container.seek(int(times[max(wanted[0] - REORDERED_FRAMES, 0)]), stream=stream)
+            after_key_frame = False
+            for frame in container.decode(stream):
+                after_key_frame |= frame.key_frame
+                index = index_of.get(frame.pts) if frame.pts is not None else None
+                if index is None:
+                    continue
+                if not after_key_frame or frame.is_corrupt:
+                    return None
+                found[index] = to_rgb(frame)
+                if len(found) == len(wanted):
+                    return found
+        except (av.FFmpegError, EOFError):
+            pass  # decoding from the start tells whether the file is damaged
+        return None
 
     def _frames(self) -> Iterator[av.VideoFrame]:
         """Every frame that the file holds, or VideoError."""
+        with _decoding_errors(), self._opened() as (container, stream):
+            yield from self._decode(container, stream)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
         if os.path.getsize(self.path) == 0:
             raise VideoError("an empty file")
-        try:
-            yield from self._decode()
-        except (av.FFmpegError, EOFError) as error:
-            if getattr(error, "errno", None) == errno.EACCES:
-                raise
-            raise VideoError(f"not decodable, or damaged ({_ffmpeg_reason(error)})") from error
-
-    def _decode(self) -> Iterator[av.VideoFrame]:
-        n_packets = n_frames = 0
         with _open_container(self.path) as container:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream):
@@ -301,20 +376,37 @@ class VideoFile:
             self.expected_frames = stream.frames or _frames_of_duration(container, stream)
             self.frames_per_s = float(stream.average_rate) if stream.average_rate else None
             _check_matroska_length(container, self.path)
-            for packet in container.demux(stream):
-                n_packets += packet.dts is not None or packet.size > 0
-                if packet.is_corrupt:
-                    raise VideoError(f"damaged or truncated after frame {n_frames}")
-                for frame in stream.codec_context.decode(packet):
-                    if frame.is_corrupt:
-                        raise VideoError(f"frame {n_frames} cannot be decoded: the file is damaged")
-                    yield frame
-                    n_frames += 1
-            if n_frames == 0:
-                raise VideoError("no frame can be decoded")
-            # An AVI cut between two frames decodes without an error, but its header knows better.
-            if container.format.name == "avi" and n_packets < stream.frames:
-                raise VideoError(f"truncated: {n_packets} frames of {stream.frames} are there")
+            yield container, stream
+
+    def _decode(
+        self, container: av.container.InputContainer, stream: VideoStream
+    ) -> Iterator[av.VideoFrame]:
+        n_packets = n_frames = 0
+        for packet in container.demux(stream):
+            n_packets += packet.dts is not None or packet.size > 0
+            if packet.is_corrupt:
+                raise VideoError(f"damaged or truncated after frame {n_frames}")
+            for frame in stream.codec_context.decode(packet):
+                if frame.is_corrupt:
+                    raise VideoError(f"frame {n_frames} cannot be decoded: the file is damaged")
+                yield frame
+                n_frames += 1
+        if n_frames == 0:
+            raise VideoError("no frame can be decoded")
+        # An AVI cut between two frames decodes without an error, but its header knows better.
+        if container.format.name == "avi" and n_packets < stream.frames:
+            raise VideoError(f"truncated: {n_packets} frames of {stream.frames} are there")
+
+
+@contextlib.contextmanager
+def _decoding_errors() -> Iterator[None]:
+    """What FFmpeg raises becomes a VideoError."""
+    try:
+        yield
+    except (av.FFmpegError, EOFError) as error:
+        if getattr(error, "errno", None) == errno.EACCES:
+            raise
+        raise VideoError(f"not decodable, or damaged ({_ffmpeg_reason(error)})") from error
 
 
 def _open_container(path: str) -> av.container.InputContainer:
@@ -368,6 +460,17 @@ def _check_matroska_length(container: av.container.InputContainer, path: str) ->
 def _quarter_turns(frame: av.VideoFrame) -> int:
     """Counterclockwise quarter turns that show the frame upright, from its display matrix."""
     return round(frame.rotation / 90) % 4
+
+
+class _RgbReader:
+    """Frame -> uint8 `[height, width, 3]`, upright; keeps the converter."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        rgb = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
 
 
 class _GrayReader:

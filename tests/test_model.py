@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from savimae import model as module
-from savimae.masking import MaskSpec, draw_masks, sample_keys
+from savimae.masking import MaskSpec, draw_masks
 from savimae.model import (
     VideoMAE,
     VideoMAEConfig,
@@ -22,6 +22,7 @@ from savimae.model import (
     sinusoid_positions,
     step_flops,
 )
+from savimae.randomness import sample_keys
 
 SMALL = VideoMAEConfig(
     image_size=64, num_frames=8, patch_size=16, tubelet_size=2,

@@ -1,0 +1,50 @@
+"""The learning rate of every step: linear warm-up, then a cosine (Loshchilov and Hutter, 2017)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+DEFAULT_WARMUP_SHARE = 0.1  # of the epochs
+MAX_DEFAULT_WARMUP_EPOCHS = 40
+MIN_LR = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate by step: from 0 to `peak_lr`, then down to `min_lr`.
+
+    Step s of the W warm-up steps has peak_lr * s / (W - 1); step s of the other S - W steps,
+    counted from 0, has min_lr + (peak_lr - min_lr) / 2 * (1 + cos(pi s / (S - W))).
+    """
+
+    peak_lr: float
+    min_lr: float
+    total_steps: int
+    warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.peak_lr) and self.peak_lr > 0):
+            raise ValueError(f"the learning rate must be above 0, not {self.peak_lr}")
+        if not 0 <= self.min_lr <= self.peak_lr:
+            raise ValueError(
+                f"the smallest learning rate {self.min_lr:g} is not between 0 and the greatest, "
+                f"{self.peak_lr:g}"
+            )
+        if not 0 <= self.warmup_steps < self.total_steps:
+            raise ValueError(
+                f"a warm-up of {self.warmup_steps} steps leaves nothing of a run of "
+                f"{self.total_steps}"
+            )
+
+    def at(self, step: int) -> float:
+        """Learning rate of step `step`, from 0."""
+        if step < self.warmup_steps:
+            return self.peak_lr * step / max(self.warmup_steps - 1, 1)
+        share = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
+        return self.min_lr + (self.peak_lr - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+
+def default_warmup_epochs(epochs: int) -> float:
+    """A tenth of the epochs, at most the 40 of published runs."""
+    return min(DEFAULT_WARMUP_SHARE * epochs, MAX_DEFAULT_WARMUP_EPOCHS)
