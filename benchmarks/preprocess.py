@@ -25,8 +25,8 @@ from collections.abc import Callable
 import av
 import numpy as np
 from hardware import hardware, versions
+from made_clips import extract_frames, make_clips
 from PIL import Image
-from skimage import data
 
 from savimae.arrays import write_array
 from savimae.config import SaliencyConfig
@@ -35,7 +35,7 @@ from savimae.kernels import patches as kernels
 from savimae.lists import find_videos
 from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.saliency import FrameSaliency, patch_chunks
-from savimae.video import GrayPlane, open_video, write_video
+from savimae.video import GrayPlane, open_video
 
 try:
     import cv2
@@ -44,25 +44,6 @@ except ImportError:
 
 CONFIG = SaliencyConfig()
 SIZE, PATCH, GRID = CONFIG.input_size, CONFIG.patch_size, CONFIG.grid_size
-
-
-def make_clips(folder: str) -> None:
-    """Two clips of a window that wanders over a photograph, with noise as cameras have it."""
-    rng = np.random.default_rng(0)
-    for name in ("astronaut", "coffee"):
-        photograph = getattr(data, name)()
-        frames = []
-        for index in range(240):
-            y, x = 60 + int(50 * np.sin(index / 30)), 100 + int(90 * np.cos(index / 40))
-            window = photograph[y : y + 240, x : x + 320].astype(np.int16)
-            frames.append((window + rng.integers(-4, 5, window.shape)).clip(0, 255))
-        write_video(f"{folder}/{name}.avi", np.stack(frames).astype(np.uint8), 25, "mpeg4")
-
-
-def extract_frames(video: str, folder: str) -> None:
-    os.makedirs(folder)
-    for index, rgb in enumerate(open_video(video).rgb_frames()):
-        Image.fromarray(rgb).save(f"{folder}/img_{index + 1:05}.jpg", quality=95)
 
 
 # ------------------------------------------------------------------------- the routes, one core
