@@ -13,12 +13,12 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from savimae.arrays import array_path, load_array
 from savimae.config import SaliencyConfig
 from savimae.errors import SavimaeError, shown
-from savimae.kernels.luma import luma
+from savimae.kernels.resize import ResizeBuffers
+from savimae.kernels.rgb import luma_rgb, resize_rgb
 from savimae.lists import Video
 from savimae.masking import token_saliency
 from savimae.randomness import CLIP_START, CROP, FLIP, integer_below, uniform
@@ -109,6 +109,37 @@ class Clip(NamedTuple):
     frame_indices: np.ndarray  # int64 [num_frames], in the video
 
 
+class FrameResizer:
+    """Crops, resizes and mirrors RGB frames, with buffers it reuses. One instance a thread."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._fit(1, 1)
+
+    def _fit(self, height: int, width: int) -> None:
+        self._buffers = ResizeBuffers(height, width, self.size)
+        self._arguments = self._buffers.arguments()
+        self._planes = np.empty((3, height, width), np.uint8)
+
+    def resize(self, frame: np.ndarray, box: Box, mirrored: bool, out: np.ndarray) -> None:
+        """The part `box` of a frame uint8 `[H, W, 3]`; writes out uint8 `[S, S, 3]`."""
+        if (self._buffers.height, self._buffers.width) != (box.height, box.width):
+            self._fit(box.height, box.width)
+        pixels = frame.view()
+        pixels.flags.writeable = False  # one kind of argument: one compiled kernel
+        resize_rgb(
+            pixels, box.top, box.left, box.height, box.width, mirrored,
+            *self._arguments, self._planes, out,
+        )  # fmt: skip
+
+
+class _Kernels(NamedTuple):
+    """What one thread works with."""
+
+    resizer: FrameResizer
+    saliency: FrameSaliency
+
+
 class ClipReader:
     """Reads clips and their saliency; may be used by several threads at once.
 
@@ -132,7 +163,7 @@ class ClipReader:
         self.saliency = saliency
         self.tubelet_size = tubelet_size
         self.saliency_root = saliency_root if config.augment == "none" else None
-        self._of_thread = threading.local()  # FrameSaliency keeps buffers
+        self._of_thread = threading.local()  # kernels keep buffers
 
     def read(self, video: Video, key: np.uint64) -> Clip:
         """The clip of `video` that is drawn with `key`.
@@ -165,34 +196,37 @@ class ClipReader:
         """Frames of any size -> uint8 `[num_frames, S, S, 3]`, cropped, resized, mirrored."""
         size = self.config.input_size
         pixels = np.empty((len(frames), size, size, 3), np.uint8)
+        resizer = self._kernels().resizer
         for index, frame in enumerate(frames):
             if index and frame is frames[index - 1]:
                 pixels[index] = pixels[index - 1]
-                continue
-            height, width, _ = frame.shape
-            box = crop_box(height, width, self.config, key)
-            part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-            if part.shape[:2] != (size, size):
-                image = Image.fromarray(part)
-                part = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-            pixels[index] = part[:, ::-1] if flipped else part
+            else:
+                height, width, _ = frame.shape
+                box = crop_box(height, width, self.config, key)
+                resizer.resize(frame, box, flipped, pixels[index])
         return pixels
 
     def _computed(self, pixels: np.ndarray) -> np.ndarray:
         """Salient patches of the frames that the model sees: uint8 `[num_frames, H_p, W_p]`."""
-        kernel = getattr(self._of_thread, "kernel", None)
-        if kernel is None:
-            kernel = self._of_thread.kernel = FrameSaliency(self.saliency)
         n = self.saliency.grid_size
         patches = np.empty((len(pixels), n, n), np.uint8)
-        four_bytes = np.zeros((*pixels.shape[1:3], 4), np.uint8)  # what the kernel reads
-        read_only = four_bytes.view()
-        read_only.flags.writeable = False
+        gray = np.empty(pixels.shape[1:3], np.uint8)
+        plane = gray.view()
+        plane.flags.writeable = False  # as the planes of decoders are
+        whole = GrayPlane(plane, *pixels.shape[1:3])
         for frame, out in zip(pixels, patches, strict=True):
-            four_bytes[..., :3] = frame
-            gray = luma(read_only)
-            kernel.patches(GrayPlane(gray, *gray.shape), out)
+            luma_rgb(frame, gray)
+            self._kernels().saliency.patches(whole, out)
         return patches
+
+    def _kernels(self) -> _Kernels:
+        """This thread's own."""
+        if not hasattr(self._of_thread, "kernels"):
+            self._of_thread.kernels = _Kernels(
+                FrameResizer(self.config.input_size), FrameSaliency(self.saliency)
+            )
+        kernels: _Kernels = self._of_thread.kernels
+        return kernels
 
     def array_path(self, video: Video) -> str:
         """The array of a video, with a saliency root."""

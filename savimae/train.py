@@ -326,7 +326,7 @@ def _train(config: TrainConfig, world: World, signals: StopSignals) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
-    _refuse_unreadable(found)
+    _report_unreadable(found, config.on_bad_video, world)
     if reader.saliency_root is not None:
         if config.saliency_threshold is not None:
             raise UsageError(
@@ -427,12 +427,20 @@ def _cpu_multiplies_bf16() -> bool:
     return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def _refuse_unreadable(found: VideoList) -> None:
-    if found.unreadable:
-        path, reason = found.unreadable[0]
-        raise SavimaeError(
-            f"{shown(path)}: {reason} ({len(found.unreadable)} such in the data); mend or remove it"
-        )
+def _report_unreadable(found: VideoList, policy: str, world: World) -> None:
+    """Folders that could not be listed, and empty ones: treated like videos that do not decode.
+
+    Raises:
+        SavimaeError: there are some, and the policy is to stop.
+    """
+    for path, reason in found.unreadable:
+        if policy == "stop":
+            raise SavimaeError(
+                f"{shown(path)}: {reason} ({len(found.unreadable)} such in the data); mend or "
+                "remove it, or let --on-bad-video skip leave it out"
+            )
+        if world.is_main:
+            print(f"left out: {shown(path)}: {reason}", file=sys.stderr, flush=True)
 
 
 def _check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> None:

@@ -340,7 +340,8 @@ class VideoFile:
         index_of = dict(zip(times[wanted].tolist(), wanted.tolist(), strict=True))
         found: dict[int, np.ndarray] = {}
         try:
-            container.seek(int(times[max(wanted[0] - REORDERED_FRAMES, 0)]), stream=stream)
+            before = REORDERED_FRAMES if stream.codec_context.has_b_frames else 0
+            container.seek(int(times[max(wanted[0] - before, 0)]), stream=stream)
             after_key_frame = False
             for frame in container.decode(stream):
                 after_key_frame |= frame.key_frame

@@ -14,6 +14,8 @@ from PIL import Image
 
 from savimae.config import SaliencyConfig
 from savimae.kernels import luma, patches, reference, resize
+from savimae.kernels.resize import ResizeBuffers
+from savimae.kernels.rgb import luma_rgb, resize_rgb
 from savimae.saliency import FrameSaliency
 from savimae.video import GrayPlane
 
@@ -239,3 +241,39 @@ def test_without_a_place_for_the_cache():
         [sys.executable, "-c", NO_CACHE], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["None", "1"]
+
+
+# ------------------------------------------------------------------------------------- clips
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "box", "size"),
+    [
+        (240, 320, (0, 0, 320, 240), 224),
+        (240, 320, (11, 7, 210, 158), 224),
+        (37, 53, (52, 36, 1, 1), 16),
+        (16, 16, (0, 0, 16, 16), 16),
+        (300, 65, (1, 0, 64, 300), 33),
+    ],
+)
+def test_rgb_parts_equal_the_reference(height, width, box, size, mirrored):
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    left, top, w, h = box
+    part = frame[top : top + h, left : left + w]
+    expected = np.stack([reference.resize(part[..., c], size) for c in range(3)], -1)
+    out = np.empty((size, size, 3), np.uint8)
+    for kernel in (resize_rgb, resize_rgb.py_func) if size <= 33 else (resize_rgb,):
+        out[:] = 7
+        buffers = ResizeBuffers(h, w, size)
+        planes = np.empty((3, h, w), np.uint8)
+        kernel(frame, top, left, h, w, mirrored, *buffers.arguments(), planes, out)
+        np.testing.assert_array_equal(out, expected[:, ::-1] if mirrored else expected)
+
+
+def test_luma_of_three_bytes_equals_the_reference():
+    frame = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
+    for kernel in (luma_rgb, luma_rgb.py_func):
+        out = np.empty((31, 45), np.uint8)
+        kernel(frame, out)
+        np.testing.assert_array_equal(out, reference.luma(frame))

@@ -21,6 +21,7 @@ from numba import float32, int64, uint8, uint64
 from savimae.kernels._jit import compile_lock, jit
 from savimae.kernels.luma import luma
 from savimae.kernels.resize import ResizeBuffers, resize
+from savimae.kernels.rgb import luma_rgb, resize_rgb
 
 
 def smallest_salient_level(threshold: float) -> int:
@@ -176,3 +177,8 @@ def compile_kernels() -> None:
         resize(plane, 2, 2, *buffers.arguments())
         saliency_map(buffers.gray, 2, np.zeros((2, 2), np.uint8))
         map_patches(buffers.gray, 2, 2, 128, low, high, out)
+        frame = np.zeros((2, 2, 3), np.uint8)
+        frame.flags.writeable = False
+        planes, rgb = np.zeros((3, 2, 2), np.uint8), np.zeros((2, 2, 3), np.uint8)
+        resize_rgb(frame, 0, 0, 2, 2, False, *buffers.arguments(), planes, rgb)
+        luma_rgb(rgb, np.zeros((2, 2), np.uint8))

@@ -5,7 +5,8 @@ Legend: h, w source height and width; n_in, n_out lengths of one axis; K taps pe
 Per axis, output i sees the source through a triangle of half-width s = max(n_in / n_out, 1) around
 c = (i + 0.5) n_in / n_out; its weights are normalised and rounded to 22-bit fixed point, and each
 of the two passes (horizontal, then vertical) rounds to uint8. That is the arithmetic of Pillow's
-`Image.resize(..., BILINEAR)` on 8-bit images.
+`Image.resize(..., BILINEAR)` on 8-bit images; Pillow 13 swaps the passes where the height shrinks
+more than the width.
 
 Both passes are one kernel: it resamples the last axis and transposes, so applying it twice resizes
 both axes. Blocks of 64 rows are first transposed into columns of 64 bytes, by way of 64-bit words
