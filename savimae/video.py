@@ -315,14 +315,30 @@ class VideoFile:
                 sought = self._seek(container, stream, times, np.unique(indices))
                 if sought is not None:
                     return Clip([sought[index] for index in indices], indices)
+        if n_frames is not None:  # one pass, which also counts
+            indices = choose(n_frames)
+            found, n_found = self._pick(self._frames(), indices)
+            if n_found == n_frames:
+                return Clip([found[index] for index in indices.tolist()], indices)
         indices = choose(sum(1 for _ in self._frames()))
+        until_last = itertools.islice(self._frames(), int(indices[-1]) + 1)
+        found, _ = self._pick(until_last, indices)
+        return Clip([found[index] for index in indices.tolist()], indices)
+
+    @staticmethod
+    def _pick(
+        frames: Iterator[av.VideoFrame], indices: np.ndarray
+    ) -> tuple[dict[int, np.ndarray], int]:
+        """Those of `frames` (from the first one) that are wanted, and how many there are."""
         to_rgb = _RgbReader()
         wanted = set(indices.tolist())
-        found = {}
-        for index, frame in enumerate(itertools.islice(self._frames(), int(indices[-1]) + 1)):
+        found: dict[int, np.ndarray] = {}
+        n_frames = 0
+        for index, frame in enumerate(frames):
+            n_frames += 1
             if index in wanted:
                 found[index] = to_rgb(frame)
-        return Clip([found[index] for index in indices.tolist()], indices)
+        return found, n_frames
 
     def _seek(
         self,
