@@ -5,9 +5,11 @@ Legend: B clips, T frames, S input size, N tokens of a clip. Masks: True = maske
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -316,6 +318,8 @@ def _train(config: TrainConfig, world: World, signals: StopSignals) -> int:
     torch.set_num_threads(config.threads or max(1, available_cores() // world.local_size))
     if config.tensorboard:
         check_tensorboard()
+    if config.compile and device.type == "cpu":
+        _check_compiler()
     found = find_videos(config.data, config.root)
     try:
         plan = Plan(len(found.videos), config.batch_size, config.accumulate, world, config.seed)
@@ -340,7 +344,7 @@ def _train(config: TrainConfig, world: World, signals: StopSignals) -> int:
         # Everything that all processes check by themselves has passed; from here the first leads.
         if world.is_main:
             content = _checkpoint_to_resume(config, settings)
-            record_config(config.out, settings)
+            _record(config.out, settings)
             remove_temporary(config.out)
             compile_kernels()
         world.sum([0])
@@ -415,6 +419,16 @@ def choose_precision(name: str, device: torch.device, run: str) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if _cpu_multiplies_bf16() else "fp32"
+
+
+def _check_compiler() -> None:
+    """torch.compile needs a C++ compiler on CPUs. Raises UsageError where there is none."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
+        raise UsageError(
+            f"--compile needs a C++ compiler, and there is no {compiler} here; install one, name it "
+            "in CXX, or leave --compile out"
+        )
 
 
 def _cpu_multiplies_bf16() -> bool:
@@ -533,6 +547,10 @@ def _checkpoint_to_resume(config: TrainConfig, settings: dict[str, Any]) -> dict
             )
         return None
     path = last if config.resume == RESUME_AUTO else config.resume
+    if path is not None and os.path.isdir(path):
+        path = last_checkpoint(path)
+        if path is None:
+            raise UsageError(f"{shown(config.resume)}: a folder without checkpoints of a run")
     if path is None:
         return None
     content = read_training_checkpoint(path)
@@ -548,6 +566,22 @@ def _checkpoint_to_resume(config: TrainConfig, settings: dict[str, Any]) -> dict
             "its weights only, choose another --out and give it to --init"
         )
     return content
+
+
+def _record(run: str, settings: dict[str, Any]) -> None:
+    """Write config.json, or refuse a folder that holds another run or something else.
+
+    Raises:
+        UsageError, SavimaeError: as `record_config`; or `run` is a file.
+    """
+    if os.path.exists(run) and not os.path.isdir(run):
+        raise UsageError(f"{shown(run)} is a file; name a folder for the run")
+    path = os.path.join(run, "config.json")
+    if last_checkpoint(run) is None:  # a run that failed before it saved anything: begin again
+        with contextlib.suppress(OSError, ValueError):
+            if read_json(path).get("output") == settings["output"]:
+                os.unlink(path)
+    record_config(run, settings)
 
 
 def _initialize_from(model: VideoMAE, path: str) -> None:

@@ -290,6 +290,29 @@ def test_pruning_keeps_the_newest(data, tmp_path):
     assert read_training_checkpoint(last)["step"] == STEPS
 
 
+def test_a_run_that_saved_nothing_may_begin_again_with_other_settings(data, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(SavimaeError, match=r"x\.pt: no such file"):
+        train(config(data, run, init=str(tmp_path / "x.pt")))
+    assert train(config(data, run, epochs=1)) == 0
+    with pytest.raises(UsageError, match="epochs is 1 there and 2 here"):
+        train(config(data, run))
+    arrays = tmp_path / "arrays"
+    process(str(data), str(arrays), ArrayJob(config(data, run).of_saliency()), RunOptions(1))
+    with pytest.raises(UsageError, match="output is 'patches' there and 'pretraining' here"):
+        train(config(data, arrays))
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file is a file; name a folder for the run"):
+        train(config(data, tmp_path / "file"))
+
+
+def test_resume_takes_the_folder_of_a_run(data, uninterrupted, tmp_path):
+    again = config(data, tmp_path / "run", resume=str(uninterrupted), **ACCUMULATED)
+    assert train(again) == 0
+    with pytest.raises(UsageError, match="a folder without checkpoints of a run"):
+        train(dataclasses.replace(again, resume=str(tmp_path)))
+
+
 def test_init_starts_from_weights(data, uninterrupted, tmp_path):
     weights = str(uninterrupted / "checkpoints/last.pt")
     assert train(config(data, tmp_path / "run", init=weights, **ACCUMULATED)) == 0
@@ -396,6 +419,12 @@ def test_options_that_do_not_fit_are_one_line(data, tmp_path, changes, message):
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_compiling_without_a_compiler(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/c++")
+    with pytest.raises(UsageError, match="no /nonexistent/c\\+\\+ here"):
+        train(config(data, tmp_path / "run", compile=True))
 
 
 def test_a_list_of_random_bytes(tmp_path):
