@@ -426,8 +426,8 @@ def _check_compiler() -> None:
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if shutil.which(compiler) is None:
         raise UsageError(
-            f"--compile needs a C++ compiler, and there is no {compiler} here; install one, name it "
-            "in CXX, or leave --compile out"
+            f"--compile needs a C++ compiler, and there is no {compiler} here; install one, name "
+            "it in CXX, or leave --compile out"
         )
 
 
