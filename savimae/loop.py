@@ -246,8 +246,7 @@ class Loop:
                 record = self._step(batches, signals)
                 if record is None:
                     self.save()
-                    if self.world.is_main and signals.received is not None:
-                        progress.write(self._stopped(signals.received))
+                    progress.write(self._stopped(signals.received))
                     return EXIT_SAVED
                 if self.step % self.config.log_every == 0 or self.step == self.total_steps:
                     log.write({**record, **self._interval_record()})
@@ -353,9 +352,10 @@ class Loop:
             f"{self.meter.clips_per_s:.2f} clips/s, {self.meter.wait_share:.1%} waiting for data"
         )
 
-    def _stopped(self, number: signal.Signals) -> str:
+    def _stopped(self, number: signal.Signals | None) -> str:
+        by = number.name if number is not None else "a signal to another process"
         return (
-            f"stopped by {number.name} after step {self.step} of {self.total_steps}, saved in "
+            f"stopped by {by} after step {self.step} of {self.total_steps}, saved in "
             f"{shown(self.config.out)}; run the same command again to go on "
             f"(exit code {EXIT_SAVED})"
         )

@@ -61,6 +61,8 @@ class Progress:
 
     def write(self, line: str) -> None:
         """Print a line without tearing the bar."""
+        if self.quiet:
+            return
         if self.bar is not None:
             self.bar.write(line, file=self.stream)
         else:

@@ -197,6 +197,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(data, tmp_path):
     arguments = command(data, tmp_path / "run", batch_size=2, save_every="100ep")
     results = [finish(each) for each in ranks(2, arguments, hook)]
     assert [code for code, _ in results] == [85, 85], results
+    assert "stopped by a signal to another process after step" in results[0][1]
     assert checkpoint(tmp_path / "run")["step"] in (2, 3)
 
 
