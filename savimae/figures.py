@@ -226,7 +226,7 @@ def plot_runs(runs: Sequence[str], out: str) -> None:
     for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
         epochs = [line["epoch"] for line in log]
         marker = "o" if len(log) == 1 else None
-        name = shown(os.path.basename(os.path.normpath(run)) or run)
+        name = shown(os.path.normpath(run))
         color = f"C{number}"
         top.plot(epochs, [line["loss"] for line in log], color, marker=marker, label=name)
         if len(runs) == 1:
