@@ -80,6 +80,7 @@ def test_the_shape_of_known_sizes_is_found(tmp_path):
 
 def huggingface_prediction(folder, clips, mask) -> torch.Tensor:
     import transformers
+
     model, report = transformers.VideoMAEForPreTraining.from_pretrained(
         folder, output_loading_info=True
     )
@@ -103,6 +104,7 @@ def test_exported_models_predict_alike(published, tmp_path):
 
 def test_imported_models_predict_alike(tmp_path):
     import transformers
+
     torch.manual_seed(1)
     config = transformers.VideoMAEConfig(
         image_size=64, num_frames=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,

@@ -8,6 +8,7 @@ import torch
 from media import savimae
 from PIL import Image
 
+from savimae import demo
 from savimae.clips import ClipConfig, ClipReader
 from savimae.config import SaliencyConfig
 from savimae.convert import load_model
@@ -15,18 +16,37 @@ from savimae.lists import read_list
 from savimae.masking import MaskSpec, draw_masks
 from savimae.randomness import sample_keys
 from savimae.runs import read_log
+from savimae.saliency import video_patches
+from savimae.video import open_video
+
+
+def centroid(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Mean position (x, y) of what differs from the background."""
+    different = np.abs(frames.astype(int) - background).sum(-1) > 60
+    rows, columns = np.nonzero(different)
+    return np.array([columns.mean(), rows.mean()])
+
+
+@pytest.mark.parametrize("direction", range(8))
+def test_objects_move_as_their_label_says(direction):
+    frames = np.stack(list(demo.moving_object("rocket", direction, np.random.default_rng(3))))
+    background = np.median(frames, 0)
+    motion = centroid(frames[-1], background) - centroid(frames[0], background)
+    angle = np.degrees(np.arctan2(motion[1], motion[0]))  # y points down, as in the names
+    assert abs((angle - 45 * direction + 180) % 360 - 180) < 15
+    assert np.hypot(*motion) > 25
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def whole_demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "demo"
     done = savimae("demo", "--out", out)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
 
-def test_every_path_that_is_printed_is_there(demo):
-    out, printed = demo
+def test_every_path_that_is_printed_is_there(whole_demo):
+    out, printed = whole_demo
     written = [line.split()[-1] for line in printed.splitlines() if line.startswith("   wrote ")]
     names = [path.removeprefix(f"{out}/") for path in written]
     assert names == [
@@ -38,9 +58,9 @@ def test_every_path_that_is_printed_is_there(demo):
     assert np.asarray(picture.convert("RGB")).std() > 20
 
 
-def test_the_model_learned_more_than_the_mean_of_each_patch(demo):
+def test_the_model_learned_more_than_the_mean_of_each_patch(whole_demo):
     """With normalised targets, a model that predicts each patch's mean predicts 0."""
-    out, _ = demo
+    out, _ = whole_demo
     log = read_log(str(out / "run"))
     assert log[-1]["loss"] < log[0]["loss"]
     model = load_model(str(out / "run/checkpoints/last.pt")).eval()
@@ -58,3 +78,31 @@ def test_the_model_learned_more_than_the_mean_of_each_patch(demo):
         of_means += float(output.target.square().sum())
     # 0.985 to 0.987 for three such epochs; 1 is a model that has learned nothing.
     assert errors / of_means < 0.992
+
+
+def test_the_videos_are_labelled_and_the_same_every_time(whole_demo, tmp_path):
+    out, printed = whole_demo
+    assert "64 videos, 3072 frames" in printed
+    labels = read_list(str(out / "direction.txt"))
+    assert labels.classes == list(demo.DIRECTIONS)
+    assert np.bincount([video.label for video in labels.videos]).tolist() == [8] * 8
+    objects = read_list(str(out / "object.txt"))
+    assert np.bincount([video.label for video in objects.videos]).tolist() == [16] * 4
+    for video in labels.videos:
+        array = np.load(out / "saliency" / f"{video.name}.npy")
+        assert array.shape == (48, 6, 6)
+        assert 0 < array.mean() < 0.6
+    demo.make_demo_set(str(tmp_path), seed=0)
+    for video in labels.videos:
+        name = video.path.removeprefix(str(out))
+        assert (tmp_path / name.lstrip("/")).read_bytes() == (out / name.lstrip("/")).read_bytes()
+    expected = video_patches(open_video(labels.videos[0].path), SaliencyConfig(96, 16))
+    first = np.load(out / "saliency" / f"{labels.videos[0].name}.npy")
+    np.testing.assert_array_equal(first, expected)
+
+
+def test_another_seed_wants_another_folder(whole_demo):
+    out, _ = whole_demo
+    done = savimae("demo", "--out", out, "--seed", "6")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "seed is 0 there and 6 here" in done.stderr

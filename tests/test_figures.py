@@ -9,10 +9,8 @@ import pytest
 from media import encode, moving_frames, savimae, write_frames
 from PIL import Image
 
-from savimae import demo, figures
+from savimae import figures
 from savimae.config import SaliencyConfig
-from savimae.lists import read_list
-from savimae.saliency import video_patches
 from savimae.video import open_video
 
 
@@ -62,47 +60,3 @@ def test_inspect_from_the_command_line(tmp_path):
     assert (tmp_path / "other.png").exists()
     done = savimae("inspect", folder, "--out", tmp_path / "sub/y.png", "--animation", "gif")
     assert (tmp_path / "sub/y.gif").exists()
-
-
-def centroid(frames: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Mean position (x, y) of what differs from the background."""
-    different = np.abs(frames.astype(int) - background).sum(-1) > 60
-    rows, columns = np.nonzero(different)
-    return np.array([columns.mean(), rows.mean()])
-
-
-@pytest.mark.parametrize("direction", range(8))
-def test_objects_move_as_their_label_says(direction):
-    frames = np.stack(list(demo.moving_object("rocket", direction, np.random.default_rng(3))))
-    background = np.median(frames, 0)
-    motion = centroid(frames[-1], background) - centroid(frames[0], background)
-    angle = np.degrees(np.arctan2(motion[1], motion[0]))  # y points down, as in the names
-    assert abs((angle - 45 * direction + 180) % 360 - 180) < 15
-    assert np.hypot(*motion) > 25
-
-
-def test_demo_goes_all_the_way_and_repeats_itself(tmp_path):
-    done = savimae("demo", "--out", tmp_path / "a", "--seed", "5")
-    assert done.returncode == 0, done.stderr
-    assert "64 videos, 3072 frames" in done.stdout
-    assert (tmp_path / "a/inspect.png").exists()
-    labels = read_list(str(tmp_path / "a/direction.txt"))
-    assert labels.classes == list(demo.DIRECTIONS)
-    assert np.bincount([video.label for video in labels.videos]).tolist() == [8] * 8
-    objects = read_list(str(tmp_path / "a/object.txt"))
-    assert np.bincount([video.label for video in objects.videos]).tolist() == [16] * 4
-    for video in labels.videos:
-        array = np.load(tmp_path / "a/saliency" / f"{video.name}.npy")
-        assert array.shape == (48, 14, 14)
-        assert 0 < array.mean() < 0.6
-    (tmp_path / "b").mkdir()
-    demo.make_demo_set(str(tmp_path / "b"), seed=5)
-    for video in labels.videos:
-        name = video.path.removeprefix(str(tmp_path / "a"))
-        assert (tmp_path / f"b{name}").read_bytes() == (tmp_path / f"a{name}").read_bytes()
-    expected = video_patches(open_video(labels.videos[0].path), SaliencyConfig())
-    first = np.load(tmp_path / "a/saliency" / f"{labels.videos[0].name}.npy")
-    np.testing.assert_array_equal(first, expected)
-    done = savimae("demo", "--out", tmp_path / "a", "--seed", "6")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "seed is 5 there and 6 here" in done.stderr
