@@ -82,14 +82,13 @@ def find_world() -> World:
     """This process's place, from the environment that torchrun or srun set; else it is alone.
 
     Raises:
-        SavimaeError: a part of torchrun's variables is missing or not a number.
+        SavimaeError: one of torchrun's variables is not a number, or a rank beyond the last.
     """
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        size = _number("WORLD_SIZE")
-        return World(
-            _number("RANK"), size,
-            _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1),
-        )  # fmt: skip
+        rank, size = _number("RANK"), _number("WORLD_SIZE")
+        if rank >= size:
+            raise SavimaeError(f"RANK is {rank} in the environment, and WORLD_SIZE {size}")
+        return World(rank, size, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1))
     # Only srun sets the number of tasks of a step: a batch script or an interactive shell is not
     # one of several processes, whatever its job asked for.
     if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" in os.environ:

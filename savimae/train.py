@@ -304,16 +304,15 @@ def train(config: TrainConfig) -> int:
             process that is gone.
     """
     world = find_world()
-    with StopSignals() as signals:
-        try:
-            return _train(config, world, signals)
-        except SavimaeError as error:
-            if world.size == 1:
-                raise
-            raise type(error)(f"process {world.rank} of {world.size}: {error}") from error
+    try:
+        return _train(config, world)
+    except SavimaeError as error:
+        if world.size == 1:
+            raise
+        raise type(error)(f"process {world.rank} of {world.size}: {error}") from error
 
 
-def _train(config: TrainConfig, world: World, signals: StopSignals) -> int:
+def _train(config: TrainConfig, world: World) -> int:
     device = choose_device(config.device, world)
     torch.set_num_threads(config.threads or max(1, available_cores() // world.local_size))
     if config.tensorboard:
@@ -340,7 +339,8 @@ def _train(config: TrainConfig, world: World, signals: StopSignals) -> int:
         _check_arrays(found.videos, reader.saliency_root, shape)
     precision = choose_precision(config.precision, device, config.out)
     settings = _settings(config, plan, schedule, found.videos, reader, precision)
-    with joined(world, device):
+    # Signals end the process at once until it has met the others: there is nothing to save yet.
+    with joined(world, device), StopSignals() as signals:
         # Everything that all processes check by themselves has passed; from here the first leads.
         if world.is_main:
             content = _checkpoint_to_resume(config, settings)

@@ -68,6 +68,9 @@ def test_incomplete_environments(environment):
     environment(RANK="x", WORLD_SIZE="2")
     with pytest.raises(SavimaeError, match="RANK is 'x' in the environment, not a number"):
         find_world()
+    environment(RANK="2", WORLD_SIZE="2")
+    with pytest.raises(SavimaeError, match="RANK is 2 in the environment, and WORLD_SIZE 2"):
+        find_world()
     environment(RANK="0", WORLD_SIZE="2")
     with pytest.raises(SavimaeError, match="MASTER_ADDR and MASTER_PORT do not say where"):
         _rendezvous()
