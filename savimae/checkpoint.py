@@ -98,7 +98,7 @@ def last_checkpoint(run: str) -> str | None:
     """The path of the checkpoint to resume from; None for a run without one."""
     folder = os.path.join(run, FOLDER)
     last = os.path.join(folder, LAST)
-    if os.path.exists(last):
+    if os.path.isfile(last):
         return last
     return next(iter(_numbered(folder)), None)
 

@@ -24,7 +24,19 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
-PATH = click.Path(path_type=str)
+SEED = click.IntRange(0, 2**63 - 1)
+
+
+class NonEmptyPath(click.Path):
+    """An empty path would be taken for the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = NonEmptyPath(path_type=str)
 
 
 def both_spellings(name: str) -> str:
@@ -527,7 +539,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     click.option("--warmup-epochs", type=float, help="[a tenth of the epochs, at most 40]"),
     click.option("--weight-decay", type=float, default=0.05, show_default=True),
     click.option("--clip-grad", type=float, help="Greatest norm of the gradient.  [none]"),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option("--seed", type=SEED, default=0, show_default=True),
 )
 @option_group(
     "Machine",
@@ -628,7 +640,7 @@ def compare(runs: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.option("--out", type=PATH, default="savimae-demo", show_default=True, metavar="DIR")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Default: the cores this process may use.")
 def demo(out: str, seed: int, workers: int | None) -> int:
     """Make a small set of real videos and run the whole pipeline on it: about two minutes."""

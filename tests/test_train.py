@@ -411,6 +411,8 @@ def test_arrays_and_multiscale_crops(data, tmp_path, capfd):
         ({"clip_grad": -1.0}, "clip_grad must be above 0"),
         ({"save_every": "soon"}, "'soon' is not like 10ep, 200steps or 15min"),
         ({"save_every": "0ep"}, "'0ep' is not like 10ep"),
+        ({"seed": 2**64}, "Invalid value for '--seed'"),
+        ({"init": ""}, "Invalid value for '--init': a path is empty"),
         ({"sampling_rate": 0}, "sampling_rate must be at least 1"),
     ],
 )
