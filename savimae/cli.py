@@ -8,40 +8,36 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from savimae import __version__
-from savimae.errors import SavimaeError, UsageError, one_line, shown
+from savimae.cli_options import (
+    PATH,
+    SEED,
+    GroupedCommand,
+    array_options,
+    both_spellings,
+    option_group,
+    saliency_config,
+    saliency_options,
+    train_config,
+    walk_options,
+)
+from savimae.cli_slurm import slurm
+from savimae.errors import (
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    SavimaeError,
+    UsageError,
+    one_line,
+    shown,
+)
 
 if TYPE_CHECKING:
-    from savimae.config import SaliencyConfig
-    from savimae.preprocess import Job
-
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-
-SEED = click.IntRange(0, 2**63 - 1)
-
-
-class NonEmptyPath(click.Path):
-    """An empty path would be taken for the working directory."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("a path is empty", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-PATH = NonEmptyPath(path_type=str)
-
-
-def both_spellings(name: str) -> str:
-    """Options may be spelled with underscores, as the published scripts do."""
-    return name.replace("_", "-")
+    from savimae.preprocess import Job, RunOptions
 
 
 @click.group(
@@ -58,6 +54,9 @@ def cli(debug: bool) -> None:
 
     Start with `savimae demo`: it makes a few small videos and runs everything on them.
     """
+
+
+cli.add_command(slurm)
 
 
 def main() -> None:
@@ -108,70 +107,10 @@ def _fail(text: str, code: int) -> int:
     return code
 
 
-# ------------------------------------------------------------------------------ shared options
+# ------------------------------------------------------------------------------------ commands
 
 
-def saliency_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How a frame becomes salient patches."""
-    options = [
-        click.option("--input-size", default=224, show_default=True, help="Side of the frame."),
-        click.option("--patch-size", default=16, show_default=True, help="Side of a patch."),
-        click.option(
-            "--threshold", default=0.5, show_default=True,
-            help="A pixel is salient from this share of its frame's greatest deviation.",
-        ),
-    ]  # fmt: skip
-    return _decorate(command, options)
-
-
-def array_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What commands that write arrays have in common."""
-    options = [
-        click.option(
-            "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
-            help="float32 is what the published trainer reads.",
-        ),
-        click.option(
-            "--list", "list_path", type=PATH, help="Write a training list of what succeeded."
-        ),
-    ]  # fmt: skip
-    return _decorate(command, options)
-
-
-def walk_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How to walk over a data set."""
-    options = [
-        click.option(
-            "--workers", type=click.IntRange(1), default=None,
-            help="Processes. Default: the cores this process may use.",
-        ),
-        click.option("--shard", metavar="I/N", default="0/1", help="Part I (from 0) of N only."),
-        click.option("--overwrite", is_flag=True, help="Redo finished videos as well."),
-        click.option("--limit", type=click.IntRange(1), help="Only the first videos."),
-        click.option("--root", type=PATH, help="Where a list's relative paths start."),
-    ]  # fmt: skip
-    return _decorate(command, options)
-
-
-def _decorate(command: Callable[..., Any], options: list[Any]) -> Callable[..., Any]:
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _saliency_config(**values: Any) -> SaliencyConfig:
-    from savimae.config import SaliencyConfig
-
-    try:
-        return SaliencyConfig(**values)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def _walk(
-    source: str,
-    out: str,
-    job: Job,
+def _run_options(
     *,
     workers: int | None,
     shard: str,
@@ -179,50 +118,24 @@ def _walk(
     limit: int | None,
     root: str | None,
     list_path: str | None = None,
-) -> int:
-    """Run a job over a data set and print its summary; returns the exit code."""
+) -> RunOptions:
     from savimae.cores import available_cores
-    from savimae.preprocess import RunOptions, Shard, process
+    from savimae.preprocess import RunOptions, Shard
 
     try:
         part = Shard.parse(shard)
     except ValueError as error:
         raise UsageError(f"--shard {error}") from None
-    options = RunOptions(workers or available_cores(), part, overwrite, limit, list_path, root)
-    report = process(source, out, job, options)
+    return RunOptions(workers or available_cores(), part, overwrite, limit, list_path, root)
+
+
+def _walk(source: str, out: str, job: Job, **walk: Any) -> int:
+    """Run a job over a data set and print its summary; returns the exit code."""
+    from savimae.preprocess import process
+
+    report = process(source, out, job, _run_options(**walk))
     click.echo(f"{shown(out)}: {report.summary()}")
     return EXIT_FAILURE if report.failures else 0
-
-
-class GroupedCommand(click.Command):
-    """A command whose help shows its options under headings; see `option_group`."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                title = getattr(parameter, "group", "Other options")
-                groups.setdefault(title, []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-
-def option_group(title: str, *options: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that the help shows together under `title`."""
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        before = len(getattr(command, "__click_params__", []))
-        command = _decorate(command, list(options))
-        for parameter in command.__click_params__[before:]:  # type: ignore[attr-defined]
-            parameter.group = title
-        return command
-
-    return decorate
-
-
-# ------------------------------------------------------------------------------------ commands
 
 
 @cli.command()
@@ -231,6 +144,10 @@ def option_group(title: str, *options: Callable[..., Any]) -> Callable[..., Any]
 @saliency_options
 @array_options
 @walk_options
+@click.option("--check", is_flag=True, help="Compute nothing; exit with 1 if an array is missing.")
+@click.option(
+    "--allow-missing", type=click.IntRange(0), metavar="N", help="With --check: up to N may be."
+)
 def preprocess(
     source: str,
     out: str,
@@ -238,6 +155,8 @@ def preprocess(
     patch_size: int,
     threshold: float,
     dtype: str,
+    check: bool,
+    allow_missing: int | None,
     **walk: Any,
 ) -> int:
     """Compute the salient patches of every video: one array a video.
@@ -249,8 +168,31 @@ def preprocess(
     """
     from savimae.preprocess import ArrayJob
 
-    config = _saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
-    return _walk(source, out, ArrayJob(config, dtype), **walk)
+    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    job = ArrayJob(config, dtype)
+    if not check:
+        if allow_missing is not None:
+            raise UsageError("--allow-missing goes with --check")
+        return _walk(source, out, job, **walk)
+    if walk["overwrite"]:
+        raise UsageError("--check computes nothing, and so cannot --overwrite")
+    return _check(source, out, job, allow_missing or 0, **walk)
+
+
+def _check(source: str, out: str, job: Job, allowed: int, **walk: Any) -> int:
+    """Print what is there and what is missing; returns the exit code."""
+    from savimae.preprocess import check
+
+    looked, unreadable = check(source, out, job, _run_options(**walk))
+    missing = [shown(video.path) for video in looked.missing]
+    missing += [f"{shown(path)}: {reason}" for path, reason in unreadable]
+    for line in missing[:10]:
+        click.echo(f"missing: {line}", err=True)
+    if len(missing) > 10:
+        click.echo(f"missing: … and {len(missing) - 10} more", err=True)
+    n = len(looked.done)
+    click.echo(f"{shown(out)}: {n} of {n + len(missing)} arrays are there, {len(missing)} missing")
+    return EXIT_FAILURE if len(missing) > allowed else 0
 
 
 @cli.command()
@@ -267,7 +209,7 @@ def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
     from savimae.preprocess import MapJob
 
     # Maps have neither patches nor a threshold.
-    config = _saliency_config(input_size=input_size, patch_size=1)
+    config = saliency_config(input_size=input_size, patch_size=1)
     return _walk(source, out, MapJob(config), **walk)
 
 
@@ -287,7 +229,7 @@ def patches(
     """
     from savimae.preprocess import ArrayJob
 
-    config = _saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
     return _walk(saliency_root, out, ArrayJob(config, dtype, from_maps=True), **walk)
 
 
@@ -350,7 +292,7 @@ def inspect(
     from savimae.lists import find_videos
     from savimae.video import VideoError
 
-    config = _saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
     found = find_videos(source)
     if not found.videos:
         path, reason = found.unreadable[0]
@@ -596,7 +538,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     ),
     click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard as well."),
 )
-def train(allocator: str, save_every: tuple[str, ...], **options: Any) -> int:
+def train(allocator: str, **options: Any) -> int:
     """Pretrain a VideoMAE on videos, masking salient patches less.
 
     Works alone, under torchrun and under srun. TERM, INT and USR1 finish the step, save, and exit
@@ -606,16 +548,9 @@ def train(allocator: str, save_every: tuple[str, ...], **options: Any) -> int:
 
     if allocator == "keep":
         keep_memory()  # before the first tensor
-    from savimae.loop import SaveEvery
-    from savimae.train import TrainConfig
     from savimae.train import train as run
 
-    try:
-        saves = tuple(SaveEvery.parse(text) for text in save_every)
-        config = TrainConfig(save_every=saves, **options)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return run(config)
+    return run(train_config(**options))
 
 
 @cli.command()

@@ -37,6 +37,9 @@ class SaliencyConfig:
         return self.input_size // self.patch_size
 
 
+CONFIG = "config.json"
+
+
 def record_config(folder: str, settings: dict[str, Any]) -> None:
     """Write `settings` to `folder`/config.json, or refuse to go on if other ones are there.
 
@@ -44,11 +47,17 @@ def record_config(folder: str, settings: dict[str, Any]) -> None:
         UsageError: the folder was made with other settings; both values are named.
         SavimaeError: config.json cannot be read.
     """
-    path = os.path.join(folder, "config.json")
-    if create_json(path, settings):
-        return
+    if not create_json(os.path.join(folder, CONFIG), settings):
+        check_config(folder, settings)
+
+
+def check_config(folder: str, settings: dict[str, Any]) -> None:
+    """Refuse a folder that was made with other settings. Raises as `record_config`."""
+    path = os.path.join(folder, CONFIG)
     try:
         found = read_json(path)
+    except FileNotFoundError:
+        return
     except ValueError:
         raise SavimaeError(
             f"{shown(path)}: not a savimae config; choose another output folder, or delete this "

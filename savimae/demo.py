@@ -98,7 +98,7 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     Prints each step as the command that does the same, and every file it writes.
 
     Returns:
-        The exit code: 0, 1 if a video failed, or `loop.EXIT_SAVED` if training was stopped.
+        The exit code: 0, 1 if a video failed, or `errors.EXIT_STOPPED` if training was stopped.
     """
     from savimae.train import TrainConfig, train
 

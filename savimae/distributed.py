@@ -34,7 +34,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0  # among those of this node
-    local_size: int = 1
+    sharing: int = 1  # processes that share the cores this one sees
 
     @property
     def is_main(self) -> bool:
@@ -93,10 +93,9 @@ def find_world() -> World:
     # one of several processes, whatever its job asked for.
     if "SLURM_STEP_NUM_TASKS" in os.environ and "SLURM_PROCID" in os.environ:
         tasks, nodes = _number("SLURM_STEP_NUM_TASKS"), _number("SLURM_STEP_NUM_NODES", 1)
-        return World(
-            _number("SLURM_PROCID"), tasks,
-            _number("SLURM_LOCALID", 0), max(1, tasks // max(nodes, 1)),
-        )  # fmt: skip
+        # With CPUs per task Slurm says what one process may use, else what a node's share.
+        sharing = 1 if "SLURM_CPUS_PER_TASK" in os.environ else max(1, tasks // max(nodes, 1))
+        return World(_number("SLURM_PROCID"), tasks, _number("SLURM_LOCALID", 0), sharing)
     return World()
 
 

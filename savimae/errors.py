@@ -1,6 +1,11 @@
-"""Errors that a user can mend. Their text is one line that names the file and the remedy."""
+"""Errors that a user can mend, in one line that names the file and the remedy; and exit codes."""
 
 from __future__ import annotations
+
+EXIT_FAILURE = 1  # something to mend
+EXIT_USAGE = 2  # options that do not fit each other or the files they name
+EXIT_STOPPED = 85  # asked to stop and saved what there was: the same command goes on
+EXIT_INTERRUPTED = 130  # Control-C
 
 
 class SavimaeError(Exception):

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 
 from savimae.errors import SavimaeError, UsageError, one_line, shown
@@ -49,27 +50,28 @@ class VideoList:
 # --------------------------------------------------------------------------------- collecting
 
 
-def find_videos(source: str, root: str | None = None) -> VideoList:
+def find_videos(source: str, root: str | None = None, weigh: bool = True) -> VideoList:
     """The videos of SOURCE: a folder of videos or of frame folders, a list file, or one video.
 
     Args:
         source: a folder (searched to any depth, links followed), a list file (`.txt`, `.csv` or
             `.list`), a video file or a frame folder.
         root: where the relative paths of a list start, if not where the list says.
+        weigh: estimate costs. It looks at every file; without, only folders and lists are read.
 
     Raises:
         UsageError: nothing there, or two videos whose outputs would have the same name.
         SavimaeError: a list that cannot be read.
     """
     if os.path.isdir(source):
-        found = _search_folder(source)
+        found = _search_folder(source, weigh)
         if not found.videos and not found.unreadable:
             raise UsageError(
                 f"{shown(source)}: no videos and no folders of frames in it; videos end in .avi, "
                 ".mp4, .mkv, .webm, .mov and the like, frames are JPEG or PNG"
             )
     elif os.path.isfile(source) and is_list(source):
-        found = read_list(source, root)
+        found = read_list(source, root, weigh)
         if not found.videos:
             raise UsageError(
                 f"{shown(source)}: a list without videos; write one `path label` a line"
@@ -96,9 +98,9 @@ def video_stem(name: str) -> str:
     return os.path.splitext(name)[0] if is_video(name) else name
 
 
-def _search_folder(root: str) -> VideoList:
+def _search_folder(root: str, weigh: bool) -> VideoList:
     found = VideoList([], root)
-    _search(root, "", found, set())
+    _search(root, "", found, set(), weigh)
     found.videos.sort(key=lambda video: video.name)
     found.unreadable.sort()
     if all("/" in video.name for video in found.videos):
@@ -111,7 +113,9 @@ def _search_folder(root: str) -> VideoList:
     return found
 
 
-def _search(folder: str, name: str, found: VideoList, ancestors: set[tuple[int, int]]) -> None:
+def _search(
+    folder: str, name: str, found: VideoList, ancestors: set[tuple[int, int]], weigh: bool
+) -> None:
     """Collect the videos below `folder`, whose own name is `name` relative to the root."""
     try:
         with os.scandir(folder) as entries:
@@ -130,7 +134,7 @@ def _search(folder: str, name: str, found: VideoList, ancestors: set[tuple[int, 
             if entry.is_dir():
                 folders.append((entry.path, child))
             elif is_video(entry.name):
-                cost = entry.stat().st_size
+                cost = entry.stat().st_size if weigh else 0
                 found.videos.append(Video(entry.path, video_stem(child), cost=cost))
             elif is_image(entry.name):
                 images.append(entry)
@@ -147,7 +151,7 @@ def _search(folder: str, name: str, found: VideoList, ancestors: set[tuple[int, 
     else:
         found.n_ignored += len(images)
     for path, child in folders:
-        _search(path, child, found, ancestors | {identity})
+        _search(path, child, found, ancestors | {identity}, weigh)
 
 
 def _refuse_same_names(videos: Iterable[Video]) -> None:
@@ -165,8 +169,13 @@ def _refuse_same_names(videos: Iterable[Video]) -> None:
 # --------------------------------------------------------------------------------- list files
 
 
-def read_list(path: str, root: str | None = None) -> VideoList:
+def read_list(path: str, root: str | None = None, weigh: bool = False) -> VideoList:
     """Read a list file; see the top of this module for the format.
+
+    Args:
+        path: the list.
+        root: where relative paths start, if not where the list says.
+        weigh: estimate costs, which looks at every video.
 
     Raises:
         SavimaeError: not a text file, or a label that is not a number from 0.
@@ -204,7 +213,8 @@ def read_list(path: str, root: str | None = None) -> VideoList:
     videos = []
     for entry, label in entries:
         video_path = os.path.normpath(os.path.join(root, entry))
-        videos.append(Video(video_path, output_name(video_path, root), label, _cost(video_path)))
+        cost = _cost(video_path) if weigh else 0
+        videos.append(Video(video_path, output_name(video_path, root), label, cost))
     return VideoList(videos, root, classes)
 
 
@@ -221,7 +231,8 @@ def _parse_line(path: str, number: int, line: str) -> tuple[str, int | None]:
 
 def _cost(path: str) -> int:
     try:
-        return os.path.getsize(path) if not os.path.isdir(path) else FRAME_COST_BYTES * 100
+        status = os.stat(path)
+        return FRAME_COST_BYTES * 100 if stat.S_ISDIR(status.st_mode) else status.st_size
     except OSError:  # missing: reported when its turn comes
         return 0
 

@@ -24,13 +24,12 @@ from savimae import __version__
 from savimae.batches import MicroBatch, Plan, load_batches
 from savimae.checkpoint import checkpoint_name, last_checkpoint, write_checkpoint
 from savimae.distributed import GradientSum, World
-from savimae.errors import SavimaeError, shown
+from savimae.errors import EXIT_STOPPED, SavimaeError, shown
 from savimae.progress import Progress
 from savimae.runs import RunLog
 from savimae.schedule import Schedule
 from savimae.speed import Meter, resident_gib
 
-EXIT_SAVED = 85  # stopped by a signal after saving: run the same command again to go on
 BETAS = (0.9, 0.95)
 
 
@@ -225,7 +224,7 @@ class Loop:
     # ------------------------------------------------------------------------------- steps
 
     def run(self, signals: StopSignals, start_event: dict[str, Any]) -> int:
-        """Train to the end or to a signal; returns the exit code, 0 or EXIT_SAVED.
+        """Train to the end or to a signal; returns the exit code, 0 or EXIT_STOPPED.
 
         `start_event` is what the log says of this beginning.
         """
@@ -246,14 +245,20 @@ class Loop:
                 record = self._step(batches, signals)
                 if record is None:
                     self.save()
+                    self._leave_together()
                     progress.write(self._stopped(signals.received))
-                    return EXIT_SAVED
+                    return EXIT_STOPPED
                 if self.step % self.config.log_every == 0 or self.step == self.total_steps:
                     log.write({**record, **self._interval_record()})
                 progress.show(self.step / self.total_steps, self._status(record))
                 if self._is_time_to_save() or self.step == self.total_steps:
                     self.save()
+            self._leave_together()
         return 0
+
+    def _leave_together(self) -> None:
+        """Wait for the last checkpoint: srun may end all processes when the first has ended."""
+        self.world.sum([0])
 
     def _step(
         self, batches: Iterator[MicroBatch[Any]], signals: StopSignals
@@ -357,7 +362,7 @@ class Loop:
         return (
             f"stopped by {by} after step {self.step} of {self.total_steps}, saved in "
             f"{shown(self.config.out)}; run the same command again to go on "
-            f"(exit code {EXIT_SAVED})"
+            f"(exit code {EXIT_STOPPED})"
         )
 
     def _broken(self, what: str, clips: Sequence[str] = ()) -> str:

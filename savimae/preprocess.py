@@ -14,15 +14,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
 
 from savimae.arrays import array_frames, array_path, write_array
-from savimae.config import SaliencyConfig, record_config
-from savimae.errors import SavimaeError, UsageError, one_line, shown
+from savimae.config import SaliencyConfig, check_config, record_config
+from savimae.errors import EXIT_STOPPED, SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_folder, remove_leftovers
 from savimae.kernels.patches import compile_kernels
 from savimae.lists import Video, VideoList, find_videos, write_list
@@ -31,6 +32,7 @@ from savimae.saliency import FrameSaliency, patch_chunks
 from savimae.video import open_video
 from savimae.workers import Counter, WorkerDiedError, counter, run_tasks
 
+SURVEY_THREADS = 8
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,22 +62,26 @@ class Shard:
         return cls(int(index), int(count))
 
 
-def shard_videos(videos: list[Video], shard: Shard) -> list[Video]:
-    """The videos of one shard: a deterministic partition, balanced by the estimated cost.
+def deal(videos: Sequence[Video], count: int) -> list[int]:
+    """The shard of each video: a deterministic partition, balanced by the estimated cost.
 
     The most expensive videos are dealt first, each to the shard that has least to do so far. It
     depends on the list and on the sizes of the files only, so the tasks of an array job agree.
     """
-    if shard.count == 1:
-        return videos
-    loads = [(0, index) for index in range(shard.count)]
-    mine = set()
-    for video in sorted(videos, key=lambda video: (-video.cost, video.name)):
+    loads = [(0, index) for index in range(count)]
+    shards = [0] * len(videos)
+    order = sorted(range(len(videos)), key=lambda i: (-videos[i].cost, videos[i].name))
+    for place in order:
         load, index = heapq.heappop(loads)
-        heapq.heappush(loads, (load + max(video.cost, 1), index))
-        if index == shard.index:
-            mine.add(video.name)
-    return [video for video in videos if video.name in mine]
+        heapq.heappush(loads, (load + max(videos[place].cost, 1), index))
+        shards[place] = index
+    return shards
+
+
+def shard_videos(videos: list[Video], shard: Shard) -> list[Video]:
+    """The videos of one shard, in their order; see `deal`."""
+    shards = deal(videos, shard.count)
+    return [video for video, index in zip(videos, shards, strict=True) if index == shard.index]
 
 
 # --------------------------------------------------------------------------------------- jobs
@@ -192,6 +198,62 @@ def _run(task: _Task) -> Done | str:
     return task()
 
 
+# ------------------------------------------------------------------------------ what is there
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Which videos have their output, with its path, and which do not."""
+
+    done: list[tuple[Video, str]]
+    missing: list[Video]
+
+
+def survey(videos: Sequence[Video], out: str, job: Job) -> Survey:
+    """Look at the outputs of `videos` in `out`: whether they are whole and of `job`'s kind.
+
+    Several threads ask at once: on a network file system an answer takes a millisecond.
+    """
+    targets = [job.target(out, video) for video in videos]
+    found: list[bool] = []
+    with (
+        ThreadPoolExecutor(SURVEY_THREADS) as pool,
+        Progress("looking for finished videos") as progress,
+    ):
+        for there in pool.map(job.is_done, targets):
+            found.append(there)
+            if len(found) % 1000 == 0:
+                progress.show(len(found) / len(videos), f"{len(found)}/{len(videos)} videos")
+    trios = list(zip(videos, targets, found, strict=True))
+    return Survey(
+        [(video, target) for video, target, there in trios if there],
+        [video for video, _, there in trios if not there],
+    )
+
+
+def check(
+    source: str, out: str, job: Job, options: RunOptions
+) -> tuple[Survey, list[tuple[str, str]]]:
+    """What `process` with the same arguments would find done; nothing is computed.
+
+    Writes the list of the videos that are done, if `options` name one.
+
+    Returns:
+        What is there and what is missing; folders that cannot be read, with the reasons.
+
+    Raises:
+        UsageError: no videos, or `out` was made with other settings.
+        SavimaeError: a list that cannot be read.
+    """
+    found = find_videos(source, options.root)
+    check_config(out, job.settings())
+    looked = survey(shard_videos(found.videos[: options.limit], options.shard), out, job)
+    if options.list_path:
+        videos = [video for video, _ in looked.done]
+        write_list(options.list_path, videos, found.root, found.classes)
+    return looked, found.unreadable if options.shard.index == 0 else []
+
+
 # ---------------------------------------------------------------------------------------- run
 
 
@@ -256,9 +318,9 @@ def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
     record_config(out, job.settings())
 
     report = Report()
-    tasks = [_Task(job, video, job.target(out, video)) for video in mine]
-    pending = [task for task in tasks if options.overwrite or not job.is_done(task.target)]
-    report.skipped = len(tasks) - len(pending)
+    wanted = mine if options.overwrite else survey(mine, out, job).missing
+    pending = [_Task(job, video, job.target(out, video)) for video in wanted]
+    report.skipped = len(mine) - len(pending)
     remove_leftovers(task.target for task in pending)
     if pending:
         compile_kernels()  # once, before the workers would each do it
@@ -295,7 +357,7 @@ def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
 def _results(
     pending: list[_Task], report: Report, progress: Progress, workers: int
 ) -> Generator[tuple[_Task, Done | str]]:
-    """Results of the tasks as they come, with the progress shown; TERM ends the run tidily."""
+    """Results of the tasks as they come, with the progress shown; signals end the run tidily."""
     total_cost = sum(max(task.video.cost, 1) for task in pending)
     done_cost = 0
 
@@ -313,7 +375,7 @@ def _results(
     if not pending:
         return
     results = run_tasks(_run, pending, n_workers, [__name__], show)
-    with _terminated_by_signal(), contextlib.closing(results):
+    with _ended_by_signals(), contextlib.closing(results):
         for task, result in results:
             done_cost += max(task.video.cost, 1)
             if isinstance(result, WorkerDiedError):
@@ -324,13 +386,20 @@ def _results(
 
 
 @contextlib.contextmanager
-def _terminated_by_signal() -> Iterator[None]:
-    """Turn TERM into SystemExit, so that workers are stopped and temporary files removed."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def _ended_by_signals() -> Iterator[None]:
+    """Turn TERM and USR1 into SystemExit, so that workers are stopped and temporary files removed.
+
+    USR1 asks to stop and to go on later, as in training; the exit code says so.
+    """
+    codes: dict[int, int] = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: EXIT_STOPPED}
+    before = {
+        number: signal.signal(number, lambda number, _: sys.exit(codes[number])) for number in codes
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _FailureLog:

@@ -11,11 +11,11 @@ import json
 import os
 from typing import Any
 
+from savimae.config import CONFIG
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_file, read_json
 
 LOG = "log.jsonl"
-CONFIG = "config.json"
 
 
 class RunLog:
@@ -31,9 +31,7 @@ class RunLog:
         self.writer: Any = None
         if not is_main:
             return
-        kept = [
-            line for line in _lines(self.path) if "event" in line or line.get("step", 0) <= step
-        ]
+        kept = [line for line in read_lines(run) if "event" in line or line.get("step", 0) <= step]
         with atomic_file(self.path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         if tensorboard:
@@ -74,12 +72,13 @@ def _tensorboard_writer(folder: str, step: int) -> Any:
     return SummaryWriter(folder, purge_step=step + 1)
 
 
-def _lines(path: str) -> list[dict[str, Any]]:
-    """The lines of a log; a last one that a kill cut short is left out.
+def read_lines(run: str) -> list[dict[str, Any]]:
+    """The lines of a log, none if there is no log; a last one that a kill cut short is left out.
 
     Raises:
         SavimaeError: not a log.
     """
+    path = os.path.join(run, LOG)
     try:
         with open(path, encoding="utf-8") as file:
             texts = file.read().split("\n")
@@ -109,7 +108,7 @@ def read_log(run: str) -> list[dict[str, Any]]:
     path = os.path.join(run, LOG)
     if not os.path.isfile(path):
         raise UsageError(f"{shown(run)}: no {LOG} in it; name the folder of a run (its --out)")
-    steps = [line for line in _lines(path) if "loss" in line]
+    steps = [line for line in read_lines(run) if "loss" in line]
     if not steps:
         raise SavimaeError(f"{shown(path)}: no step has been logged yet")
     return steps

@@ -27,7 +27,7 @@ from savimae.checkpoint import (
     remove_temporary,
 )
 from savimae.clips import Clip, ClipConfig, ClipReader
-from savimae.config import SaliencyConfig, record_config
+from savimae.config import CONFIG, SaliencyConfig, record_config
 from savimae.convert import check_parameters, load_weights
 from savimae.cores import available_cores
 from savimae.distributed import World, find_world, joined
@@ -115,6 +115,11 @@ class TrainConfig:
             raise ValueError("give --lr or --base-lr, not both")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad must be above 0, not {self.clip_grad}")
+        if self.saliency_threshold is not None and self.saliency_root and self.augment == "none":
+            raise ValueError(
+                "--saliency-threshold is for saliency that is computed from the clips; the arrays "
+                "of --saliency-root have theirs, see `savimae preprocess --threshold`"
+            )
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
 
@@ -296,7 +301,7 @@ class Pretraining:
 
 
 def train(config: TrainConfig) -> int:
-    """Pretrain as `config` says; returns the exit code, 0 or `loop.EXIT_SAVED`.
+    """Pretrain as `config` says; returns the exit code, 0 or `errors.EXIT_STOPPED`.
 
     Raises:
         UsageError: options that do not fit each other, the data or the run's folder.
@@ -314,12 +319,12 @@ def train(config: TrainConfig) -> int:
 
 def _train(config: TrainConfig, world: World) -> int:
     device = choose_device(config.device, world)
-    torch.set_num_threads(config.threads or max(1, available_cores() // world.local_size))
+    torch.set_num_threads(config.threads or max(1, available_cores() // world.sharing))
     if config.tensorboard:
         check_tensorboard()
     if config.compile and device.type == "cpu":
         _check_compiler()
-    found = find_videos(config.data, config.root)
+    found = find_videos(config.data, config.root, weigh=False)
     try:
         plan = Plan(len(found.videos), config.batch_size, config.accumulate, world, config.seed)
         schedule = config.schedule(plan)
@@ -331,11 +336,6 @@ def _train(config: TrainConfig, world: World) -> int:
         raise UsageError(str(error)) from None
     _report_unreadable(found, config.on_bad_video, world)
     if reader.saliency_root is not None:
-        if config.saliency_threshold is not None:
-            raise UsageError(
-                "--saliency-threshold is for saliency that is computed from the clips; the arrays "
-                "of --saliency-root have theirs, see `savimae preprocess --threshold`"
-            )
         _check_arrays(found.videos, reader.saliency_root, shape)
     precision = choose_precision(config.precision, device, config.out)
     settings = _settings(config, plan, schedule, found.videos, reader, precision)
@@ -411,7 +411,7 @@ def choose_precision(name: str, device: torch.device, run: str) -> str:
     if name != "auto":
         return name
     try:
-        recorded = read_json(os.path.join(run, "config.json")).get("precision")
+        recorded = read_json(os.path.join(run, CONFIG)).get("precision")
         if recorded in ("bf16", "fp32"):
             return str(recorded)
     except (OSError, ValueError):  # a new run; a broken config.json is reported where it is used
@@ -469,7 +469,7 @@ def _check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> 
             f"{shown(root)}: no such folder of arrays; make it with `savimae preprocess`"
         )
     try:
-        recorded = read_json(os.path.join(root, "config.json"))
+        recorded = read_json(os.path.join(root, CONFIG))
     except (OSError, ValueError):  # arrays of another tool
         recorded = {}
     for name, wanted in (("input_size", shape.image_size), ("patch_size", shape.patch_size)):
@@ -576,7 +576,7 @@ def _record(run: str, settings: dict[str, Any]) -> None:
     """
     if os.path.exists(run) and not os.path.isdir(run):
         raise UsageError(f"{shown(run)} is a file; name a folder for the run")
-    path = os.path.join(run, "config.json")
+    path = os.path.join(run, CONFIG)
     if last_checkpoint(run) is None:  # a run that failed before it saved anything: begin again
         with contextlib.suppress(OSError, ValueError):
             if read_json(path).get("output") == settings["output"]:
@@ -669,6 +669,7 @@ def _start_event(config: TrainConfig, loop: Loop, workers: int) -> dict[str, Any
     return {
         "event": "start",
         "step": loop.step,
+        "total_steps": loop.total_steps,
         "time": round(time.time(), 1),
         "data": config.data,
         "saliency_root": config.saliency_root,

@@ -13,7 +13,8 @@ from savimae.errors import SavimaeError
 NAMES = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES",
-    "SLURM_NTASKS", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST",
+    "SLURM_NTASKS", "SLURM_CPUS_PER_TASK", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NODELIST",
+    "SLURM_JOB_NODELIST",
 )  # fmt: skip
 
 
@@ -49,7 +50,9 @@ def test_srun(environment, tmp_path, monkeypatch):
         SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_NUM_TASKS="4", SLURM_STEP_NUM_NODES="2",
         SLURM_JOB_ID="123457", SLURM_STEP_ID="2", SLURM_STEP_NODELIST="node[03-04]",
     )  # fmt: skip
-    assert find_world() == World(3, 4, 1, 2)
+    assert find_world() == World(3, 4, 1, sharing=2)
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")  # srun --cpus-per-task: each has its own
+    assert find_world() == World(3, 4, 1, sharing=1)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\n[ "$3" = "node[03-04]" ] && printf "node03\\nnode04\\n"\n')
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)

@@ -31,8 +31,8 @@ from training import (
 
 from savimae.checkpoint import last_checkpoint, read_training_checkpoint
 from savimae.convert import load_model
-from savimae.errors import SavimaeError, UsageError
-from savimae.loop import EXIT_SAVED, SaveEvery, make_optimizer
+from savimae.errors import EXIT_STOPPED, SavimaeError, UsageError
+from savimae.loop import SaveEvery, make_optimizer
 from savimae.model import build_model
 from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.train import Pretraining, TrainConfig, train
@@ -112,7 +112,7 @@ def test_a_signal_saves_and_resuming_is_exact(data, uninterrupted, tmp_path, nam
     # No checkpoint but that of the signal.
     arguments = command(data, run, save_every="100ep", **ACCUMULATED)
     code, printed = finish(hooked(hook, arguments))
-    assert code == EXIT_SAVED == 85
+    assert code == EXIT_STOPPED == 85
     assert f"stopped by {name} after step 3 of 6" in printed
     assert os.listdir(run / "checkpoints").count("epoch-0001.pt") == 1
     code, printed = finish(hooked("at_call = lambda n: None", arguments))

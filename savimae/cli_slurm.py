@@ -1,0 +1,469 @@
+"""The commands of `savimae slurm`: options and a site's profile -> scripts, jobs, their status."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from savimae.cli_options import PATH, GroupedCommand, option_group, saliency_config, train_config
+from savimae.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from savimae.slurm import Job, Resources
+    from savimae.slurm_jobs import Script, Step
+    from savimae.slurm_profile import Profile
+    from savimae.train import TrainConfig
+
+# What can be asked of the cluster: the option and key of a profile, its type, the field of
+# `Resources` that it fills, and its help.
+RESOURCES: dict[str, tuple[click.ParamType, str, str]] = {
+    "partition": (click.STRING, "partition", "Partitions, with commas between."),
+    "account": (click.STRING, "account", "Account to charge."),
+    "qos": (click.STRING, "qos", "Quality of service."),
+    "constraint": (click.STRING, "constraint", "Features that the nodes must have."),
+    "time": (click.STRING, "time", "Time limit of one start, such as 12:00:00 or 2-00:00:00."),
+    "nodes": (click.IntRange(1), "nodes", "Nodes.  [1]"),
+    "tasks-per-node": (
+        click.IntRange(1),
+        "tasks_per_node",
+        "Processes on each node.  [one a GPU, or one]",
+    ),
+    "cpus-per-task": (
+        click.IntRange(1),
+        "cpus_per_task",
+        "Cores of each process.  [arrays: 4; training: 8 a GPU, or whole nodes]",
+    ),
+    "mem": (click.STRING, "memory", "Memory of each node, such as 16G."),
+    "gpus-per-node": (click.IntRange(0), "gpus_per_node", "GPUs of each node.  [0]"),
+    "mail-user": (click.STRING, "mail_user", "Whom to write to."),
+    "mail-type": (click.STRING, "mail_type", "When to write.  [END,FAIL]"),
+    "dependency": (click.STRING, "dependency", "What to wait for, such as afterok:1234."),
+    "stop-before": (
+        click.IntRange(1),
+        "stop_before_s",
+        "Seconds before the time limit to save and stop.  [120]",
+    ),
+}
+# Lines that may be given several times.
+LINES = {
+    "setup": "Shell line that sets up the environment; may be repeated.",
+    "sbatch": "Further option for sbatch, such as --reservation=x; may be repeated.",
+}
+OTHERS: dict[str, tuple[click.ParamType, str]] = {
+    "program": (click.STRING, "How the nodes call savimae.  [with the Python that runs this]"),
+    "templates": (PATH, "Folder of templates that win over ours."),
+}
+THROTTLE: dict[str, tuple[click.ParamType, str]] = {
+    "throttle": (click.IntRange(1), "Parts that run at the same time, at most."),
+}
+ONE_NODE = ("nodes", "tasks-per-node", "gpus-per-node")  # what only training asks for
+OF_SIZE = (*ONE_NODE, "time", "cpus-per-task", "mem")  # what each job of a pipeline has its own of
+KEYS = (*RESOURCES, *LINES, *OTHERS, *THROTTLE)
+
+PREPROCESS_CPUS = 4  # of each part of an array
+CPUS_OF_A_GPU = 8
+CHECK_CPUS = 1
+# How a job of a pipeline waits for the one before: the check looks at whatever came of the array.
+AFTER = {"check": "afterany", "train": "afterok"}
+
+
+class SlurmCommand(GroupedCommand):
+    """A command that passes words on to another one, and says so where they lack their `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = "train" if self.name == "pipeline" else self.name
+            raise click.UsageError(
+                f"{error.format_message().rstrip('.')} Options of `savimae {name}` go after a --",
+                ctx,
+            ) from None
+
+
+def _option(key: str, type_: click.ParamType, text: str, **more: Any) -> Callable[..., Any]:
+    return click.option(f"--{key}", type=type_, help=text, **more)
+
+
+def _resources(keys: Sequence[str]) -> Callable[..., Any]:
+    options = [_option(key, RESOURCES[key][0], RESOURCES[key][2]) for key in keys]
+    return option_group("What to ask of Slurm", *options)
+
+
+def _script_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a script is made and what becomes of it; shared by all that make scripts."""
+    site = option_group(
+        "How the scripts are made",
+        *(_option(key, click.STRING, text, multiple=True) for key, text in LINES.items()),
+        *(_option(key, *spec) for key, spec in OTHERS.items()),
+        _option("logs", PATH, "Folder of the logs.  [slurm/logs in the folder that is made]"),
+        _option(
+            "profile", PATH,
+            "The site's settings.  [$SAVIMAE_SLURM_PROFILE or ~/.config/savimae/slurm.ini]",
+        ),
+    )  # fmt: skip
+    fate = option_group(
+        "What becomes of them (default: printed)",
+        _option("output", PATH, "Write it; of a pipeline, the folder for its three scripts."),
+        click.option("--submit", is_flag=True, help="Submit it to Slurm."),
+    )
+    return site(fate(command))
+
+
+@click.group()
+def slurm() -> None:
+    """Batch scripts for Slurm: print, write or submit them, and see how far they are.
+
+    Jobs stop before their time limit, save, and are queued again until all is done. Settings of a
+    site are kept in a profile; see docs/slurm.md.
+    """
+
+
+@slurm.command(cls=SlurmCommand)
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@option_group(
+    "The array",
+    click.option("--shards", type=click.IntRange(1), required=True, help="Parts of the array."),
+    _option("throttle", *THROTTLE["throttle"]),
+)
+@_resources([key for key in RESOURCES if key not in ONE_NODE])
+@_script_options
+@click.pass_context
+def preprocess(
+    ctx: click.Context, source: str, out: str, arguments: tuple[str, ...], shards: int, **_: Any
+) -> None:
+    """An array job of `savimae preprocess SOURCE OUT`, with the OPTIONS after --."""
+    words = ("preprocess", source, out, *arguments)
+    given = _checked(ctx, words, source=source, out=out, shard="0/1", list_path=None)
+    if given["check"] or given["overwrite"]:
+        word = "check" if given["check"] else "overwrite"
+        raise UsageError(f"--{word} is not for an array, whose parts may start several times")
+    saliency_config(**{name: given[name] for name in ("input_size", "patch_size", "threshold")})
+    site = _Site(ctx)
+    site.check_paths(source, given["root"])
+    job = site.job("preprocess", out, words, shards)
+    _finish(ctx, [site.script(job, source=source, root=given["root"], limit=given["limit"])])
+
+
+@slurm.command(cls=SlurmCommand)
+@click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@option_group(
+    "The run",
+    click.option("--data", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
+    click.option("--out", type=PATH, required=True, metavar="RUN", help="The run's folder."),
+    click.option("--saliency-root", type=PATH, metavar="DIR", help="Arrays."),
+)
+@_resources(list(RESOURCES))
+@_script_options
+@click.pass_context
+def train(
+    ctx: click.Context,
+    data: str,
+    out: str,
+    saliency_root: str | None,
+    arguments: tuple[str, ...],
+    **_: Any,
+) -> None:
+    """A job of `savimae train`, with the OPTIONS after --: one process a node or a GPU."""
+    arrays = ["--saliency-root", saliency_root] if saliency_root else []
+    words = ("train", "--data", data, *arrays, "--out", out, *arguments)
+    site = _Site(ctx)
+    given = _checked(ctx, words, data=data, out=out, saliency_root=saliency_root)
+    config = _check_training(given, site.resources("train"))
+    site.check_paths(data, saliency_root, config.init, config.root)
+    _finish(ctx, [site.script(site.job("train", out, words))])
+
+
+@slurm.command(cls=SlurmCommand)
+@click.argument("source", type=PATH)
+@click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@option_group(
+    "The pipeline",
+    click.option(
+        "--saliency-root", type=PATH, required=True, metavar="DIR", help="Where the arrays go."
+    ),
+    click.option("--out", type=PATH, required=True, metavar="RUN", help="The run's folder."),
+    click.option(
+        "--threshold", type=float, default=0.5, show_default=True, help="As of `preprocess`."
+    ),
+    click.option(
+        "--allow-missing", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+        help="Train without up to N videos that cannot be decoded.",
+    ),
+)  # fmt: skip
+@option_group(
+    "The array",
+    click.option("--shards", type=click.IntRange(1), required=True, help="Parts of the array."),
+    _option("throttle", *THROTTLE["throttle"]),
+    *(
+        _option(f"preprocess-{key}", RESOURCES[key][0], f"--{key} of the array and of the check.")
+        for key in ("partition", "time", "cpus-per-task", "mem")
+    ),
+)
+@_resources(list(RESOURCES))
+@_script_options
+@click.pass_context
+def pipeline(
+    ctx: click.Context,
+    source: str,
+    saliency_root: str,
+    out: str,
+    threshold: float,
+    allow_missing: int,
+    shards: int,
+    arguments: tuple[str, ...],
+    **_: Any,
+) -> None:
+    """An array that preprocesses, a check that all arrays are there, and training, in a chain.
+
+    Options that size a job (--nodes, --time, …) are those of the training; the array has its own.
+    OPTIONS after -- go to `savimae train`; the sizes of the arrays follow from them.
+    """
+    videos = os.path.join(out, "videos.txt")
+    training = ("train", "--data", videos, "--saliency-root", saliency_root, "--out", out)
+    words = (*training, *arguments)
+    site = _Site(ctx)
+    given = _checked(ctx, words, data=videos, out=out, saliency_root=saliency_root)
+    config = _check_training(given, site.resources("train"))
+    saliency = config.of_saliency()
+    saliency_config(
+        input_size=saliency.input_size, patch_size=saliency.patch_size, threshold=threshold
+    )
+    arrays = (
+        "preprocess", source, saliency_root,
+        "--input-size", str(saliency.input_size), "--patch-size", str(saliency.patch_size),
+        "--threshold", str(threshold),
+        *(["--root", config.root] if config.root is not None else []),
+    )  # fmt: skip
+    check = (*arrays, "--check", "--allow-missing", str(allow_missing), "--list", videos)
+    site.check_paths(source, config.init, config.root)
+    array_job = site.job("preprocess", saliency_root, arrays, shards)
+    scripts = [
+        site.script(array_job, source=source, root=config.root),
+        site.script(site.job("check", out, check)),
+        site.script(site.job("train", out, words)),
+    ]
+    _finish(ctx, scripts)
+
+
+@slurm.command()
+@click.argument("folder", metavar="RUN_OR_OUT", type=PATH)
+@click.option("--resubmit", is_flag=True, help="Submit what is missing and not in the queue.")
+def status(folder: str, resubmit: bool) -> None:
+    """How far a run or a folder of arrays is: done, missing, failed, rate, time left, queue."""
+    from savimae.status import status as look
+
+    for line in look(folder, resubmit):
+        click.echo(line)
+
+
+# -------------------------------------------------------------------------- what they share
+
+
+def _checked(ctx: click.Context, words: Sequence[str], **expected: Any) -> dict[str, Any]:
+    """Parse the words of a savimae command as the job will; returns its options.
+
+    Args:
+        expected: options that the job sets itself and that the user's words must leave alone.
+
+    Raises:
+        UsageError, click.UsageError: the command would refuse them.
+    """
+    root = ctx.find_root()
+    assert isinstance(root.command, click.Group)
+    command = root.command.commands[words[0]]
+    parsed = command.make_context(words[0], list(words[1:]), parent=root).params
+    for name, value in expected.items():
+        if parsed[name] != value:
+            option = name.removesuffix("_path").replace("_", "-")
+            raise UsageError(f"--{option} after the -- is what `savimae slurm` sets itself")
+    return dict(parsed)
+
+
+def _check_training(given: dict[str, Any], resources: Resources) -> TrainConfig:
+    """The config of a training, after all checks that need neither the videos nor a node."""
+    from savimae.batches import Plan
+    from savimae.distributed import World
+
+    config = train_config(**{name: given[name] for name in given if name != "allocator"})
+    world = World(size=resources.nodes * resources.tasks_per_node)
+    try:
+        config.of_masks()
+        config.of_clips()
+        config.of_saliency()
+        config.schedule(Plan(1, config.batch_size, config.accumulate, world))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return config
+
+
+class _Site:
+    """The options of one command line and the site's profile."""
+
+    def __init__(self, ctx: click.Context):
+        from savimae.slurm_profile import read_profile
+
+        self.ctx = ctx
+        self.profile: Profile = read_profile(ctx.params["profile"], KEYS)
+
+    def check_paths(self, *paths: str | None) -> None:
+        """A job that does not find what it reads is not worth queueing."""
+        for path in paths:
+            if path is not None and not os.path.exists(path):
+                if self.ctx.params["submit"]:
+                    raise UsageError(f"{shown(path)}: no such file or folder")
+                click.echo(f"note: {shown(path)} is not there (yet)", err=True)
+
+    def value(self, kind: str, key: str, type_: click.ParamType) -> Any:
+        """An option from the command line, else from the profile, else None or ()."""
+        in_pipeline = self.ctx.command.name == "pipeline"
+        names = [key.replace("-", "_")]
+        if in_pipeline and kind != "train":
+            names = [f"preprocess_{names[0]}", *([] if key in OF_SIZE else names)]
+        if in_pipeline and kind != "preprocess" and key == "dependency":  # the first has it
+            return None
+        for name in names:
+            if self.ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                return self.ctx.params[name]
+        found = self.profile.find(kind, key)
+        if found is None:
+            return () if key in LINES else None
+        text, place = found
+        if key in LINES:
+            return tuple(line for line in text.splitlines() if line.strip())
+        try:
+            return type_.convert(text, None, None)
+        except click.BadParameter as error:
+            raise UsageError(f"{place}: {error.message.rstrip('.')}") from None
+
+    def job(self, kind: str, output: str, words: Sequence[str], shards: int | None = None) -> Job:
+        from savimae.slurm import Job, can_hold_logs
+        from savimae.slurm_jobs import slurm_folder
+
+        program = self.value(kind, "program", click.STRING)
+        try:
+            calls = shlex.split(program) if program else [sys.executable, "-m", "savimae"]
+        except ValueError as error:
+            raise UsageError(f"--program {program}: {error}") from None
+        output = os.path.abspath(output)
+        given = self.ctx.params["logs"]
+        logs = os.path.abspath(given) if given else os.path.join(slurm_folder(output), "logs")
+        if not given and not can_hold_logs(logs):
+            logs = os.path.abspath("slurm-logs")
+        if not can_hold_logs(logs):
+            raise UsageError(
+                f"{shown(logs)}: Slurm cannot write logs into a folder with a line break or a "
+                "backslash in its path; name another one with --logs"
+            )
+        throttle = self.value(kind, "throttle", THROTTLE["throttle"][0]) if shards else None
+        return Job(
+            kind, output, tuple(words), tuple(calls), os.getcwd(), logs, shards, throttle
+        )  # fmt: skip
+
+    def resources(self, kind: str) -> Resources:
+        from savimae.slurm import Resources
+
+        values = {
+            field: value
+            for key, (type_, field, _) in RESOURCES.items()
+            if (value := self.value(kind, key, type_)) is not None
+        }
+        values.update({key: self.value(kind, key, click.STRING) for key in LINES})
+        if kind == "train":
+            gpus = values.get("gpus_per_node", 0)
+            values.setdefault("tasks_per_node", gpus or 1)
+            if gpus:
+                values.setdefault("cpus_per_task", CPUS_OF_A_GPU)
+        else:
+            for key in ONE_NODE:
+                values.pop(RESOURCES[key][1], None)
+            values.setdefault("cpus_per_task", CHECK_CPUS if kind == "check" else PREPROCESS_CPUS)
+        try:
+            return Resources(**values)
+        except ValueError as error:
+            raise UsageError(f"{kind}: {error}") from None
+
+    def script(self, job: Job, **noted: Any) -> Script:
+        from savimae.slurm import render
+        from savimae.slurm_jobs import Script
+
+        templates = self.value(job.kind, "templates", PATH)
+        try:
+            text = render(job, self.resources(job.kind), templates)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        source, root = noted.pop("source", None), noted.pop("root", None)
+        return Script(
+            job, text, source and os.path.abspath(source), root and os.path.abspath(root), **noted
+        )
+
+
+def _finish(ctx: click.Context, scripts: Sequence[Script]) -> None:
+    """Print scripts, write them, or submit them as a chain."""
+    from savimae.slurm_jobs import Step, submit, write_script
+
+    output, submits = ctx.params["output"], ctx.params["submit"]
+    if output and submits:
+        raise UsageError("--output writes and --submit submits: give one of them")
+    if not output and not submits:
+        _print(scripts)
+        return
+    paths = [output]
+    if len(scripts) > 1 or not output:
+        paths = [output and os.path.join(output, f"{script.job.kind}.sh") for script in scripts]
+    steps = [
+        Step(write_script(script, path), script.job.name, AFTER[script.job.kind] if index else None)
+        for index, (script, path) in enumerate(zip(scripts, paths, strict=True))
+    ]
+    if submits:
+        ids = submit(steps)
+        for script, step, job_id in zip(scripts, steps, ids, strict=True):
+            click.echo(_submitted(script.job, step, job_id))
+        click.echo(f"end them with: scancel {' '.join(ids)}")
+        return
+    for step in steps:
+        click.echo(f"wrote {shown(step.path)}")
+    click.echo("submit with:")
+    for index, step in enumerate(steps):
+        last = index == len(steps) - 1
+        after = f" --dependency={step.after}:$job --kill-on-invalid-dep=yes" if step.after else ""
+        parsable = "" if last else " --parsable"
+        call = f"sbatch{parsable}{after} {shlex.quote(step.path)}"
+        click.echo(f"  {call if last else f'job=$({call})'}")
+
+
+def _print(scripts: Sequence[Script]) -> None:
+    for script in scripts:
+        if len(scripts) > 1:
+            click.echo(f"# ---- {script.job.kind}.sh")
+        click.echo(script.text.encode("utf-8", "surrogateescape"), nl=False)
+    for folder in sorted({script.job.logs for script in scripts}):
+        if not os.path.isdir(folder):
+            click.echo(
+                f"note: Slurm runs this only where {shown(folder)} exists; --output and --submit "
+                "make it",
+                err=True,
+            )
+
+
+def _submitted(job: Job, step: Step, job_id: str) -> str:
+    """What was submitted, and where to watch it."""
+    what = f"job {job_id}: {job.kind}"
+    if job.shards is not None:
+        what += f", {job.shards} parts"
+        what += f", at most {job.throttle} at a time" if job.throttle else ""
+    if step.after is not None:
+        what += f", {step.after} of the job before"
+    log = job.log.replace("%%", "%").replace("%A", job_id).replace("%j", job_id)
+    return (
+        f"{what}\n  script  {shown(step.path)}\n  log     {shown(log.replace('%a', '*'))}\n"
+        f"  watch   savimae slurm status {shown(shlex.quote(job.output))}"
+    )
