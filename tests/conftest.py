@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +34,25 @@ def clips() -> Path:
 def golden() -> Path:
     """Numbers computed with the published systems."""
     return _folder("SAVIMAE_TEST_GOLDEN", "reference numbers")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[str]:
+    """A throw-away Slurm cluster of two nodes with two CPUs and two pretended GPUs each."""
+    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian puts the daemons
+    missing = [name for name in ("slurmctld", "slurmd", "sbatch") if not shutil.which(name)]
+    if missing and os.environ.get("CI"):
+        pytest.fail(f"under CI Slurm must be installed: there is no {', '.join(missing)}")
+    if missing:
+        pytest.skip(f"no Slurm here ({', '.join(missing)})")
+    script = Path(__file__).parent / "local_slurm.sh"
+    folder = tempfile.mkdtemp(prefix="savimae-", dir="/tmp")  # short, for Unix sockets
+    started = subprocess.run(
+        ["bash", script, "start", folder, "2"], capture_output=True, text=True, check=False
+    )
+    assert started.returncode == 0, started.stderr
+    os.environ["SLURM_CONF"] = started.stdout.strip()
+    yield folder
+    subprocess.run(["bash", script, "stop", folder], check=False)
+    del os.environ["SLURM_CONF"]
+    shutil.rmtree(folder, ignore_errors=True)

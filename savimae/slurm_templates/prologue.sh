@@ -1,3 +1,5 @@
+# shellcheck disable=SC1090,SC1091,SC2016  # files of the setup are elsewhere; '$' is meant as it is
+
 # USR1 comes before the time limit: stop, and queue this task again. TERM comes when the job is
 # cancelled: stop for good. Both reach this shell only; it asks the program to stop.
 child='' signals=0 cancelled=0
@@ -17,7 +19,6 @@ cpus=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / {{tasks_per_node}}))}
 export OMP_NUM_THREADS="$cpus" PYTHONUNBUFFERED=1
 
 # Compiled kernels are kept on the node's own disk, where only this user can write.
-# shellcheck disable=SC2016  # for the shell of each node
 on_each_node='
   for disk in "${SLURM_TMPDIR:-}" "${TMPDIR:-}" /tmp; do
     cache=$disk/savimae-$(id -u)
