@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import math
 import os
 from collections.abc import Iterable
 
@@ -11,6 +14,7 @@ from savimae.errors import SavimaeError, shown
 from savimae.files import atomic_file
 
 DTYPES = ("uint8", "float32")
+HEADER_BYTES = 128  # of arrays of up to three axes, whatever their lengths (NumPy pads to 64)
 
 
 def array_path(root: str, name: str) -> str:
@@ -57,17 +61,23 @@ def array_frames(path: str, grid_size: int, dtype: str) -> int | None:
     Only the header and the size of the file are looked at.
     """
     try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                return None
-            shape, fortran_order, found = np.lib.format.read_array_header_1_0(file)
-            size = file.tell() + int(np.prod(shape)) * found.itemsize
+        with open(path, "rb", buffering=0) as file:
+            shape, size, found, fortran_order = _parse_header(file.read(HEADER_BYTES))
             whole = os.fstat(file.fileno()).st_size == size
     except (OSError, ValueError, EOFError):
         return None
     fits = len(shape) == 3 and shape[1:] == (grid_size, grid_size) and shape[0] > 0
     return shape[0] if whole and fits and found == dtype and not fortran_order else None
+
+
+@functools.lru_cache(4096)  # parsing takes longer than reading, and videos of a length share theirs
+def _parse_header(content: bytes) -> tuple[tuple[int, ...], int, np.dtype, bool]:
+    """Shape, bytes of the file, dtype and order. Raises ValueError or EOFError for other bytes."""
+    file = io.BytesIO(content)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("a version that we do not write")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, file.tell() + math.prod(shape) * dtype.itemsize, dtype, fortran_order
 
 
 def load_array(path: str) -> np.ndarray:

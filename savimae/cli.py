@@ -243,16 +243,18 @@ def patches(
 @click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True)
 @click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True)
 @click.option("--against", type=PATH, help="Warn if this list shares recordings with ours.")
+@click.option("--sizes", is_flag=True, help="Note sizes, for sharding very many videos.")
 def index(
-    root: str, list_path: str, splits: str | None, split: int, part: str, against: str | None
-) -> int:
+    root: str, list_path: str, splits: str | None, split: int, part: str, against: str | None,
+    sizes: bool,
+) -> int:  # fmt: skip
     """Write a list file of the videos below ROOT: one `path label` a line.
 
     Labels are the sorted class folders, or those of an official split.
     """
     from savimae.index import make_index
 
-    report = make_index(root, list_path, splits, split, part, against)
+    report = make_index(root, list_path, splits, split, part, against, sizes)
     for path, reason in report.unreadable:
         click.echo(f"failed: {shown(path)}: {reason}", err=True)
     for name in report.missing[:10]:

@@ -36,6 +36,7 @@ def make_index(
     split: int = 1,
     part: str = "train",
     against: str | None = None,
+    sizes: bool = False,
 ) -> IndexReport:
     """Write the list of the videos below `root`.
 
@@ -45,6 +46,7 @@ def make_index(
     Args:
         against: a list that must share no group (recording) with this one; with an official split
             its other part is checked as well.
+        sizes: note the size of each video, so that readers of the list need not look at them.
 
     Raises:
         UsageError: no videos below `root`, or no split files.
@@ -74,5 +76,5 @@ def make_index(
         )
         report.other_side = f"this list and {shown(against)}"
     report.videos, report.classes = len(videos), len(classes)
-    write_list(list_path, videos, root, classes)
+    write_list(list_path, videos, root, classes, sizes)
     return report

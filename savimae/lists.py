@@ -1,10 +1,11 @@
 """Which videos there are: folders, list files, and the official splits of UCF101 and HMDB51.
 
 A list file holds one video a line, `path label`. The path may contain spaces: the label is what
-follows the last one, and may be missing. Lines that begin with # are comments; two say more:
+follows the last one, and may be missing. Lines that begin with # are comments; three say more:
 
     # root: "../UCF-101"              relative paths start here (relative to the list's own folder)
     # classes: ["ApplyEyeMakeup", …]  the names of labels 0, 1, …
+    # bytes: [413092, …]              the size of each video, so that nobody needs to look
 
 Without a root, relative paths start at the list's folder, or at the working directory if only that
 one holds the first video (published lists are written so).
@@ -192,7 +193,7 @@ def read_list(path: str, root: str | None = None, weigh: bool = False) -> VideoL
     for number, line in enumerate(lines, 1):
         if line.startswith("#"):
             key, _, value = line[1:].strip().partition(": ")
-            if key in ("root", "classes"):
+            if key in ("root", "classes", "bytes"):
                 try:
                     header[key] = json.loads(value)
                 except ValueError:
@@ -207,13 +208,26 @@ def read_list(path: str, root: str | None = None, weigh: bool = False) -> VideoL
         first = entries[0][0] if entries else ""
         if not os.path.exists(os.path.join(root, first)) and os.path.exists(first):
             root = os.getcwd()
+    root = os.path.normpath(root)
     classes = header.get("classes", [])
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise SavimaeError(f"{shown(path)}: classes is not a list of names")
+    sizes = header.get("bytes")
+    if sizes is not None and not (
+        isinstance(sizes, list)
+        and len(sizes) == len(entries)
+        and all(isinstance(size, int) for size in sizes)
+    ):
+        raise SavimaeError(
+            f"{shown(path)}: bytes is not one number for each of {len(entries)} videos; remove "
+            "that line, or make the list again"
+        )
     videos = []
-    for entry, label in entries:
+    for index, (entry, label) in enumerate(entries):
         video_path = os.path.normpath(os.path.join(root, entry))
-        cost = _cost(video_path) if weigh else 0
+        cost = 0
+        if weigh:
+            cost = _cost(video_path) if sizes is None else sizes[index]
         videos.append(Video(video_path, output_name(video_path, root), label, cost))
     return VideoList(videos, root, classes)
 
@@ -244,14 +258,17 @@ def output_name(path: str, root: str) -> str:
     absolute paths. It does not depend on the other videos of a list, so that preprocessing all of a
     data set and training on a part of it agree.
     """
-    relative = os.path.relpath(path, root)
+    inside = os.path.join(root, "")
+    relative = path[len(inside) :] if path.startswith(inside) else os.path.relpath(path, root)
     if relative.startswith(os.pardir):
         relative = os.path.join(*os.path.normpath(path).split(os.sep)[-2:]).lstrip(os.sep)
     return video_stem(relative)
 
 
-def write_list(path: str, videos: Sequence[Video], root: str, classes: Sequence[str]) -> None:
-    """Write a list file, paths relative to `root`.
+def write_list(
+    path: str, videos: Sequence[Video], root: str, classes: Sequence[str], sizes: bool = False
+) -> None:
+    """Write a list file, paths relative to `root`; with `sizes` the costs of the videos as well.
 
     Raises:
         SavimaeError: a path with a line break, which the format cannot hold.
@@ -263,6 +280,8 @@ def write_list(path: str, videos: Sequence[Video], root: str, classes: Sequence[
         f"# root: {json.dumps(relative_root)}",
         f"# classes: {json.dumps(list(classes))}",
     ]
+    if sizes:
+        lines.append(f"# bytes: {json.dumps([video.cost for video in videos])}")
     for video in videos:
         entry = os.path.relpath(video.path, root)
         if "\n" in entry or "\r" in entry:

@@ -32,7 +32,7 @@ from savimae.saliency import FrameSaliency, patch_chunks
 from savimae.video import open_video
 from savimae.workers import Counter, WorkerDiedError, counter, run_tasks
 
-SURVEY_THREADS = 8
+SURVEY_THREADS, SURVEY_CHUNK = 8, 256
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -214,21 +214,23 @@ def survey(videos: Sequence[Video], out: str, job: Job) -> Survey:
 
     Several threads ask at once: on a network file system an answer takes a millisecond.
     """
-    targets = [job.target(out, video) for video in videos]
-    found: list[bool] = []
+    done: list[tuple[Video, str]] = []
+    missing: list[Video] = []
+
+    def look(start: int) -> list[tuple[Video, str, bool]]:
+        pairs = [(video, job.target(out, video)) for video in videos[start : start + SURVEY_CHUNK]]
+        return [(video, target, job.is_done(target)) for video, target in pairs]
+
     with (
         ThreadPoolExecutor(SURVEY_THREADS) as pool,
         Progress("looking for finished videos") as progress,
     ):
-        for there in pool.map(job.is_done, targets):
-            found.append(there)
-            if len(found) % 1000 == 0:
-                progress.show(len(found) / len(videos), f"{len(found)}/{len(videos)} videos")
-    trios = list(zip(videos, targets, found, strict=True))
-    return Survey(
-        [(video, target) for video, target, there in trios if there],
-        [video for video, _, there in trios if not there],
-    )
+        for chunk in pool.map(look, range(0, len(videos), SURVEY_CHUNK)):
+            done += [(video, target) for video, target, there in chunk if there]
+            missing += [video for video, _, there in chunk if not there]
+            n = len(done) + len(missing)
+            progress.show(n / len(videos), f"{n}/{len(videos)} videos")
+    return Survey(done, missing)
 
 
 def check(
@@ -415,7 +417,8 @@ class _FailureLog:
             os.unlink(self.path)
 
     def add(self, video: str, reason: str) -> None:
-        entry = {"path": video, "reason": reason, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        entry = {"path": os.path.abspath(video), "reason": reason, "time": moment}
         with open(self.path, "a", encoding="ascii") as file:
             file.write(json.dumps(entry) + "\n")
 

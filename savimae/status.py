@@ -134,13 +134,14 @@ def _failures(output: str) -> Iterator[tuple[str, str]]:
 
 def _rate(looked: Survey, is_running: bool) -> str:
     """Videos a second lately and the time left at that rate, from the arrays' own times."""
-    now = time.time()
     times = {video.name: os.path.getmtime(path) for video, path in looked.done}
-    recent = [video for video, _ in looked.done if now - times[video.name] < RECENT_S]
+    end = time.time() if is_running or not times else max(times.values())
+    recent = [video for video, _ in looked.done if end - times[video.name] < RECENT_S]
     if not recent:
-        return f"no array in the last {RECENT_S / 60:.0f} minutes"
-    span_s = max(now - min(times[video.name] for video in recent), 1.0)
-    text = f"{len(recent) / span_s:.2g} videos/s over the last {duration(span_s)}"
+        return f"no array in the last {duration(RECENT_S)}"
+    span_s = max(end - min(times[video.name] for video in recent), 1.0)
+    when = "over the last" if is_running else "when last at work, over"
+    text = f"{len(recent) / span_s:.2g} videos/s {when} {duration(span_s)}"
     if looked.missing and is_running:
         cost_per_s = sum(max(video.cost, 1) for video in recent) / span_s
         left_s = sum(max(video.cost, 1) for video in looked.missing) / cost_per_s

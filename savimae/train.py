@@ -336,7 +336,7 @@ def _train(config: TrainConfig, world: World) -> int:
         raise UsageError(str(error)) from None
     _report_unreadable(found, config.on_bad_video, world)
     if reader.saliency_root is not None:
-        _check_arrays(found.videos, reader.saliency_root, shape)
+        check_arrays(found.videos, reader.saliency_root, shape)
     precision = choose_precision(config.precision, device, config.out)
     settings = _settings(config, plan, schedule, found.videos, reader, precision)
     # Signals end the process at once until it has met the others: there is nothing to save yet.
@@ -457,7 +457,7 @@ def _report_unreadable(found: VideoList, policy: str, world: World) -> None:
             print(f"left out: {shown(path)}: {reason}", file=sys.stderr, flush=True)
 
 
-def _check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> None:
+def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> None:
     """Every video has an array, made with the model's sizes. Looks at names only, not into files.
 
     Raises:

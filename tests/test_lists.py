@@ -50,6 +50,24 @@ def test_index_round_trip_with_odd_names(tmp_path):
     assert "B b/x 12.avi 1" in lines
 
 
+def test_noted_sizes_stand_for_the_files(tmp_path):
+    """Shards of a list with sizes are dealt without a look at the files, and in the same way."""
+    root = touch(tmp_path / "data", "A/x.avi", "A/y.avi")
+    (root / "A/y.avi").write_bytes(bytes(1234))
+    listed = tmp_path / "list.txt"
+    assert savimae("index", root, listed, "--sizes").returncode == 0
+    assert "# bytes: [0, 1234]" in listed.read_text().splitlines()
+    (root / "A/y.avi").unlink()
+    assert [video.cost for video in find_videos(str(listed)).videos] == [0, 1234]
+    assert [video.cost for video in find_videos(str(listed), weigh=False).videos] == [0, 0]
+    listed.write_text(listed.read_text() + "A/z.avi 0\n")
+    with pytest.raises(SavimaeError, match="bytes is not one number for each of 3 videos"):
+        find_videos(str(listed))
+    listed.write_text(listed.read_text().replace("1234", '"many", 1'))
+    with pytest.raises(SavimaeError, match="bytes is not one number for each of 3 videos"):
+        find_videos(str(listed))
+
+
 def test_lists_move_with_their_data(tmp_path):
     touch(tmp_path / "here/data", "A/x.avi")
     assert savimae("index", tmp_path / "here/data", tmp_path / "here/list.txt").returncode == 0

@@ -1,0 +1,139 @@
+"""What a data set of very many videos costs beside decoding: overhead per video, by stage.
+
+    python benchmarks/many_videos.py [--videos 100000] [--shards 64]
+
+Makes that many tiny videos (two frames of 32x32) in 700 class folders and times, with warm caches,
+the median of three where nothing is written: listing the folder, listing a list file, dealing
+shards, looking for finished arrays, one part of an array job, `savimae slurm status`, and what every
+process of a training does before its first step. Prints JSON, microseconds a video. A local disk
+answers in microseconds; on a network file system multiply the requests that docs/slurm.md counts by
+its latency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hardware import hardware, versions
+
+from savimae.config import SaliencyConfig
+from savimae.cores import available_cores
+from savimae.kernels.patches import compile_kernels
+from savimae.lists import find_videos, write_list
+from savimae.preprocess import ArrayJob, RunOptions, Shard, deal, process, survey
+from savimae.video import write_video
+
+N_CLASSES = 700
+
+
+def make(folder: str, n_videos: int) -> None:
+    """FOLDER/class_000/video_000000.avi and so on, all of the same content."""
+    frames = np.zeros((2, 32, 32, 3), np.uint8)
+    frames[:, 8:20, 8:20] = 200
+    write_video(os.path.join(folder, "one.avi"), frames, 25, "mpeg4")
+    with open(os.path.join(folder, "one.avi"), "rb") as file:
+        content = file.read()
+    os.unlink(os.path.join(folder, "one.avi"))
+    for index in range(n_videos):
+        target = os.path.join(folder, f"class_{index % N_CLASSES:03}", f"video_{index:06}.avi")
+        if index < N_CLASSES:
+            os.makedirs(os.path.dirname(target))
+        with open(target, "wb") as file:
+            file.write(content)
+
+
+def timed(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
+    """Median seconds of so many calls, and what the last returned."""
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--videos", type=int, default=100_000)
+    parser.add_argument("--shards", type=int, default=64)
+    options = parser.parse_args()
+    n, shards = options.videos, options.shards
+    job = ArrayJob(SaliencyConfig(input_size=32, patch_size=16))
+    compile_kernels()
+    seconds: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as work:
+        videos, arrays = os.path.join(work, "videos"), os.path.join(work, "arrays")
+        listed = os.path.join(work, "list.txt")
+        os.mkdir(videos)
+        make(videos, n)
+        seconds["folder_with_sizes"], found = timed(lambda: find_videos(videos))
+        seconds["folder_names_only"], _ = timed(lambda: find_videos(videos, weigh=False))
+        for sizes in (False, True):
+            name = "list_with_sizes" if sizes else "list"
+            seconds[f"{name}_written"], _ = timed(
+                lambda sizes=sizes: write_list(
+                    listed, found.videos, found.root, found.classes, sizes
+                )
+            )
+            seconds[f"{name}_weighed"], _ = timed(lambda: find_videos(listed))
+        seconds["list_names_only"], _ = timed(lambda: find_videos(listed, weigh=False))
+        seconds["shards_dealt"], _ = timed(lambda: deal(found.videos, shards))
+        seconds["survey_of_none"], _ = timed(lambda: survey(found.videos, arrays, job))
+
+        per_video: dict[str, float] = {}
+        for workers in sorted({1, available_cores()}):
+            part = RunOptions(workers, Shard(workers, shards), overwrite=True)
+            wall, report = timed(lambda part=part: process(videos, arrays, job, part), rounds=1)
+            per_video[f"part_with_{workers}_workers"] = report.seconds / report.videos
+            per_video[f"part_with_{workers}_workers_from_start"] = wall / report.videos
+        process(videos, arrays, job, RunOptions(available_cores()))  # the rest
+        seconds["survey_of_all"], looked = timed(lambda: survey(found.videos, arrays, job))
+        assert not looked.missing
+
+        def status() -> None:
+            words = ["slurm", "preprocess", videos, arrays, "--shards", str(shards)]
+            command = [sys.executable, "-m", "savimae"]
+            script = os.path.join(work, "job.sh")
+            sizes = ["--", "--input-size", "32"]
+            subprocess.run([*command, *words, "--output", script, *sizes], check=True,
+                           stdout=subprocess.DEVNULL)  # fmt: skip
+            subprocess.run([*command, "slurm", "status", arrays], check=True,
+                           stdout=subprocess.DEVNULL)  # fmt: skip
+
+        seconds["slurm_status"], _ = timed(status)
+        from savimae.model import model_config
+        from savimae.train import check_arrays
+
+        shape = model_config("tiny", image_size=32)
+        seconds["training_checks_arrays"], _ = timed(
+            lambda: check_arrays(found.videos, arrays, shape)
+        )
+    print(
+        json.dumps(
+            {
+                "videos": n,
+                "shards": shards,
+                "hardware": hardware(),
+                "versions": versions("av", "numba", "numpy"),
+                "microseconds_a_video": {
+                    **{name: round(value / n * 1e6, 2) for name, value in seconds.items()},
+                    **{name: round(value * 1e6, 1) for name, value in per_video.items()},
+                },
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
