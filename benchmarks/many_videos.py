@@ -4,10 +4,10 @@
 
 Makes that many tiny videos (two frames of 32x32) in 700 class folders and times, with warm caches,
 the median of three where nothing is written: listing the folder, listing a list file, dealing
-shards, looking for finished arrays, one part of an array job, `savimae slurm status`, and what every
-process of a training does before its first step. Prints JSON, microseconds a video. A local disk
-answers in microseconds; on a network file system multiply the requests that docs/slurm.md counts by
-its latency.
+shards, looking for finished arrays, one part of an array job, `savimae slurm status`, and what
+every process of a training does before its first step. Prints JSON, microseconds a video. A local
+disk answers in microseconds; on a network file system multiply the requests that docs/slurm.md
+counts by its latency.
 """
 
 from __future__ import annotations

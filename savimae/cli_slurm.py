@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -20,51 +20,50 @@ if TYPE_CHECKING:
     from savimae.slurm_profile import Profile
     from savimae.train import TrainConfig
 
-# What can be asked of the cluster: the option and key of a profile, its type, the field of
-# `Resources` that it fills, and its help.
-RESOURCES: dict[str, tuple[click.ParamType, str, str]] = {
-    "partition": (click.STRING, "partition", "Partitions, with commas between."),
-    "account": (click.STRING, "account", "Account to charge."),
-    "qos": (click.STRING, "qos", "Quality of service."),
-    "constraint": (click.STRING, "constraint", "Features that the nodes must have."),
-    "time": (click.STRING, "time", "Time limit of one start, such as 12:00:00 or 2-00:00:00."),
-    "nodes": (click.IntRange(1), "nodes", "Nodes.  [1]"),
-    "tasks-per-node": (
-        click.IntRange(1),
-        "tasks_per_node",
-        "Processes on each node.  [one a GPU, or one]",
+
+class Key(NamedTuple):
+    """An option of the command line that may also stand in a profile."""
+
+    type: click.ParamType
+    help: str
+    field: str | None = None  # of `Resources`
+    has_lines: bool = False  # several values: the option is repeated, a profile has lines
+
+
+KEYS = {
+    "partition": Key(click.STRING, "Partitions, with commas between.", "partition"),
+    "account": Key(click.STRING, "Account to charge.", "account"),
+    "qos": Key(click.STRING, "Quality of service.", "qos"),
+    "constraint": Key(click.STRING, "Features that the nodes must have.", "constraint"),
+    "time": Key(click.STRING, "Time limit of a start, such as 12:00:00 or 2-00:00:00.", "time"),
+    "nodes": Key(click.IntRange(1), "Nodes.  [1]", "nodes"),
+    "tasks-per-node": Key(
+        click.IntRange(1), "Processes on each node.  [one a GPU, or one]", "tasks_per_node"
     ),
-    "cpus-per-task": (
+    "cpus-per-task": Key(
         click.IntRange(1),
-        "cpus_per_task",
         "Cores of each process.  [arrays: 4; training: 8 a GPU, or whole nodes]",
+        "cpus_per_task",
     ),
-    "mem": (click.STRING, "memory", "Memory of each node, such as 16G."),
-    "gpus-per-node": (click.IntRange(0), "gpus_per_node", "GPUs of each node.  [0]"),
-    "mail-user": (click.STRING, "mail_user", "Whom to write to."),
-    "mail-type": (click.STRING, "mail_type", "When to write.  [END,FAIL]"),
-    "dependency": (click.STRING, "dependency", "What to wait for, such as afterok:1234."),
-    "stop-before": (
-        click.IntRange(1),
-        "stop_before_s",
-        "Seconds before the time limit to save and stop.  [120]",
+    "mem": Key(click.STRING, "Memory of each node, such as 16G.", "memory"),
+    "gpus-per-node": Key(click.IntRange(0), "GPUs of each node.  [0]", "gpus_per_node"),
+    "mail-user": Key(click.STRING, "Whom to write to.", "mail_user"),
+    "mail-type": Key(click.STRING, "When to write.  [END,FAIL]", "mail_type"),
+    "dependency": Key(click.STRING, "What to wait for, such as afterok:1234.", "dependency"),
+    "stop-before": Key(
+        click.IntRange(1), "Seconds before the time limit to save and stop.  [120]", "stop_before_s"
     ),
+    "throttle": Key(click.IntRange(1), "Parts that run at the same time, at most."),
+    "setup": Key(click.STRING, "Shell line for the environment; may be repeated.", "setup", True),
+    "sbatch": Key(
+        click.STRING, "Further option, such as --reservation=x; may be repeated.", "sbatch", True
+    ),
+    "program": Key(click.STRING, "How the nodes call savimae.  [with the Python that runs this]"),
+    "templates": Key(PATH, "Folder of templates that win over ours."),
 }
-# Lines that may be given several times.
-LINES = {
-    "setup": "Shell line that sets up the environment; may be repeated.",
-    "sbatch": "Further option for sbatch, such as --reservation=x; may be repeated.",
-}
-OTHERS: dict[str, tuple[click.ParamType, str]] = {
-    "program": (click.STRING, "How the nodes call savimae.  [with the Python that runs this]"),
-    "templates": (PATH, "Folder of templates that win over ours."),
-}
-THROTTLE: dict[str, tuple[click.ParamType, str]] = {
-    "throttle": (click.IntRange(1), "Parts that run at the same time, at most."),
-}
-ONE_NODE = ("nodes", "tasks-per-node", "gpus-per-node")  # what only training asks for
-OF_SIZE = (*ONE_NODE, "time", "cpus-per-task", "mem")  # what each job of a pipeline has its own of
-KEYS = (*RESOURCES, *LINES, *OTHERS, *THROTTLE)
+OF_TRAINING = ("nodes", "tasks-per-node", "gpus-per-node")  # other jobs have one process
+OF_SIZE = (*OF_TRAINING, "time", "cpus-per-task", "mem")  # each job of a pipeline has its own
+OF_SITE = ("partition", "account", "qos", "constraint", "mail-user", "mail-type", "stop-before")
 
 PREPROCESS_CPUS = 4  # of each part of an array
 CPUS_OF_A_GPU = 8
@@ -87,33 +86,40 @@ class SlurmCommand(GroupedCommand):
             ) from None
 
 
-def _option(key: str, type_: click.ParamType, text: str, **more: Any) -> Callable[..., Any]:
-    return click.option(f"--{key}", type=type_, help=text, **more)
+def _option(key: str, prefix: str = "", text: str | None = None) -> Callable[..., Any]:
+    spec = KEYS[key]
+    return click.option(
+        f"--{prefix}{key}", type=spec.type, multiple=spec.has_lines, help=text or spec.help
+    )
 
 
-def _resources(keys: Sequence[str]) -> Callable[..., Any]:
-    options = [_option(key, RESOURCES[key][0], RESOURCES[key][2]) for key in keys]
-    return option_group("What to ask of Slurm", *options)
+def _resources(*more: str) -> Callable[..., Any]:
+    keys = [key for key in KEYS if key in (*OF_SITE, *more)]
+    return option_group("What to ask of Slurm", *map(_option, keys))
 
 
 def _script_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a script is made and what becomes of it; shared by all that make scripts."""
-    site = option_group(
+    how = option_group(
         "How the scripts are made",
-        *(_option(key, click.STRING, text, multiple=True) for key, text in LINES.items()),
-        *(_option(key, *spec) for key, spec in OTHERS.items()),
-        _option("logs", PATH, "Folder of the logs.  [slurm/logs in the folder that is made]"),
-        _option(
-            "profile", PATH,
-            "The site's settings.  [$SAVIMAE_SLURM_PROFILE or ~/.config/savimae/slurm.ini]",
+        *map(_option, ("setup", "sbatch", "program", "templates")),
+        click.option(
+            "--logs", type=PATH, help="Folder of the logs.  [slurm/logs in the folder that is made]"
         ),
-    )  # fmt: skip
+        click.option(
+            "--profile",
+            type=PATH,
+            help="The site's settings.  [$SAVIMAE_SLURM_PROFILE or ~/.config/savimae/slurm.ini]",
+        ),
+    )
     fate = option_group(
         "What becomes of them (default: printed)",
-        _option("output", PATH, "Write it; of a pipeline, the folder for its three scripts."),
+        click.option(
+            "--output", type=PATH, help="Write it; of a pipeline, the folder for its three scripts."
+        ),
         click.option("--submit", is_flag=True, help="Submit it to Slurm."),
     )
-    return site(fate(command))
+    return how(fate(command))
 
 
 @click.group()
@@ -132,9 +138,9 @@ def slurm() -> None:
 @option_group(
     "The array",
     click.option("--shards", type=click.IntRange(1), required=True, help="Parts of the array."),
-    _option("throttle", *THROTTLE["throttle"]),
+    _option("throttle"),
 )
-@_resources([key for key in RESOURCES if key not in ONE_NODE])
+@_resources("time", "cpus-per-task", "mem", "dependency")
 @_script_options
 @click.pass_context
 def preprocess(
@@ -161,7 +167,7 @@ def preprocess(
     click.option("--out", type=PATH, required=True, metavar="RUN", help="The run's folder."),
     click.option("--saliency-root", type=PATH, metavar="DIR", help="Arrays."),
 )
-@_resources(list(RESOURCES))
+@_resources(*OF_SIZE, "dependency")
 @_script_options
 @click.pass_context
 def train(
@@ -202,13 +208,13 @@ def train(
 @option_group(
     "The array",
     click.option("--shards", type=click.IntRange(1), required=True, help="Parts of the array."),
-    _option("throttle", *THROTTLE["throttle"]),
+    _option("throttle"),
     *(
-        _option(f"preprocess-{key}", RESOURCES[key][0], f"--{key} of the array and of the check.")
+        _option(key, "preprocess-", f"--{key} of the array and of the check.")
         for key in ("partition", "time", "cpus-per-task", "mem")
     ),
 )
-@_resources(list(RESOURCES))
+@_resources(*OF_SIZE, "dependency")
 @_script_options
 @click.pass_context
 def pipeline(
@@ -322,25 +328,25 @@ class _Site:
                     raise UsageError(f"{shown(path)}: no such file or folder")
                 click.echo(f"note: {shown(path)} is not there (yet)", err=True)
 
-    def value(self, kind: str, key: str, type_: click.ParamType) -> Any:
-        """An option from the command line, else from the profile, else None or ()."""
+    def value(self, kind: str, key: str) -> Any:
+        """An option from the command line, else from the profile, else None."""
         in_pipeline = self.ctx.command.name == "pipeline"
+        if in_pipeline and kind != "preprocess" and key == "dependency":  # the first job has it
+            return None
         names = [key.replace("-", "_")]
         if in_pipeline and kind != "train":
             names = [f"preprocess_{names[0]}", *([] if key in OF_SIZE else names)]
-        if in_pipeline and kind != "preprocess" and key == "dependency":  # the first has it
-            return None
         for name in names:
             if self.ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
                 return self.ctx.params[name]
         found = self.profile.find(kind, key)
         if found is None:
-            return () if key in LINES else None
+            return None
         text, place = found
-        if key in LINES:
+        if KEYS[key].has_lines:
             return tuple(line for line in text.splitlines() if line.strip())
         try:
-            return type_.convert(text, None, None)
+            return KEYS[key].type.convert(text, None, None)
         except click.BadParameter as error:
             raise UsageError(f"{place}: {error.message.rstrip('.')}") from None
 
@@ -348,7 +354,7 @@ class _Site:
         from savimae.slurm import Job, can_hold_logs
         from savimae.slurm_jobs import slurm_folder
 
-        program = self.value(kind, "program", click.STRING)
+        program = self.value(kind, "program")
         try:
             calls = shlex.split(program) if program else [sys.executable, "-m", "savimae"]
         except ValueError as error:
@@ -363,7 +369,7 @@ class _Site:
                 f"{shown(logs)}: Slurm cannot write logs into a folder with a line break or a "
                 "backslash in its path; name another one with --logs"
             )
-        throttle = self.value(kind, "throttle", THROTTLE["throttle"][0]) if shards else None
+        throttle = self.value(kind, "throttle") if shards else None
         return Job(
             kind, output, tuple(words), tuple(calls), os.getcwd(), logs, shards, throttle
         )  # fmt: skip
@@ -372,19 +378,18 @@ class _Site:
         from savimae.slurm import Resources
 
         values = {
-            field: value
-            for key, (type_, field, _) in RESOURCES.items()
-            if (value := self.value(kind, key, type_)) is not None
+            spec.field: value
+            for key, spec in KEYS.items()
+            if spec.field is not None and (value := self.value(kind, key)) is not None
         }
-        values.update({key: self.value(kind, key, click.STRING) for key in LINES})
         if kind == "train":
             gpus = values.get("gpus_per_node", 0)
             values.setdefault("tasks_per_node", gpus or 1)
             if gpus:
                 values.setdefault("cpus_per_task", CPUS_OF_A_GPU)
         else:
-            for key in ONE_NODE:
-                values.pop(RESOURCES[key][1], None)
+            for key in OF_TRAINING:  # where a profile has them for all
+                values.pop(str(KEYS[key].field), None)
             values.setdefault("cpus_per_task", CHECK_CPUS if kind == "check" else PREPROCESS_CPUS)
         try:
             return Resources(**values)
@@ -395,7 +400,7 @@ class _Site:
         from savimae.slurm import render
         from savimae.slurm_jobs import Script
 
-        templates = self.value(job.kind, "templates", PATH)
+        templates = self.value(job.kind, "templates")
         try:
             text = render(job, self.resources(job.kind), templates)
         except ValueError as error:

@@ -154,25 +154,23 @@ def test_shellcheck_has_nothing_to_say(kind, shellcheck):
 
 
 WAITS = """
-import os, signal, sys, time
-seen = []
-for number in (signal.SIGUSR1, signal.SIGTERM):
-    signal.signal(number, lambda number, _: seen.append(number))
-print("ready", flush=True)
-while not seen:
-    signal.pause()
+import signal, sys
+wanted = {signal.SIGUSR1, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+for n in range(int(sys.argv[1])):
+    print("ready", flush=True)
+    signal.sigwait(wanted)
 sys.exit(85)
 """
 
 
 @pytest.mark.parametrize("signals", [["USR1"], ["USR1", "USR1"], ["TERM"], ["USR1", "TERM"]])
 def test_only_cancelling_is_for_good(signals, tmp_path):
-    job = dataclasses.replace(
-        job_of("check", str(tmp_path), []), program=(sys.executable, "-c", WAITS)
-    )
+    program = (sys.executable, "-c", WAITS, str(len(signals)))
+    job = dataclasses.replace(job_of("check", str(tmp_path), []), program=program)
     process = run_script(render(job, Resources(cpus_per_task=1)), tmp_path)
-    assert any(line == "ready\n" for line in iter(process.stdout.readline, ""))
     for name in signals:
+        assert any(line == "ready\n" for line in iter(process.stdout.readline, ""))
         process.send_signal(getattr(signal, f"SIG{name}"))
     output, _ = process.communicate(timeout=60)
     requeued = tmp_path / "scontrol.txt"
