@@ -183,7 +183,7 @@ def _check(source: str, out: str, job: Job, allowed: int, **walk: Any) -> int:
     """Print what is there and what is missing; returns the exit code."""
     from savimae.preprocess import check
 
-    looked, unreadable = check(source, out, job, _run_options(**walk))
+    looked, unreadable = check(source, out, job, _run_options(**walk), allowed)
     missing = [shown(video.path) for video in looked.missing]
     missing += [f"{shown(path)}: {reason}" for path, reason in unreadable]
     for line in missing[:10]:

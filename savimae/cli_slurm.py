@@ -233,7 +233,9 @@ def pipeline(
     Options that size a job (--nodes, --time, …) are those of the training; the array has its own.
     OPTIONS after -- go to `savimae train`; the sizes of the arrays follow from them.
     """
-    videos = os.path.join(out, "videos.txt")
+    from savimae.slurm import VIDEOS
+
+    videos = os.path.join(out, VIDEOS)
     training = ("train", "--data", videos, "--saliency-root", saliency_root, "--out", out)
     words = (*training, *arguments)
     site = _Site(ctx)

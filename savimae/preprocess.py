@@ -234,11 +234,12 @@ def survey(videos: Sequence[Video], out: str, job: Job) -> Survey:
 
 
 def check(
-    source: str, out: str, job: Job, options: RunOptions
+    source: str, out: str, job: Job, options: RunOptions, allow_missing: int = 0
 ) -> tuple[Survey, list[tuple[str, str]]]:
     """What `process` with the same arguments would find done; nothing is computed.
 
-    Writes the list of the videos that are done, if `options` name one.
+    If no more than `allow_missing` are missing, the list that `options` name, if they do, is
+    written, of the videos that are done.
 
     Returns:
         What is there and what is missing; folders that cannot be read, with the reasons.
@@ -250,10 +251,11 @@ def check(
     found = find_videos(source, options.root)
     check_config(out, job.settings())
     looked = survey(shard_videos(found.videos[: options.limit], options.shard), out, job)
-    if options.list_path:
+    unreadable = found.unreadable if options.shard.index == 0 else []
+    if options.list_path and len(looked.missing) + len(unreadable) <= allow_missing:
         videos = [video for video, _ in looked.done]
         write_list(options.list_path, videos, found.root, found.classes)
-    return looked, found.unreadable if options.shard.index == 0 else []
+    return looked, unreadable
 
 
 # ---------------------------------------------------------------------------------------- run

@@ -29,6 +29,7 @@ from savimae.errors import UsageError, one_line, shown
 
 KINDS = ("preprocess", "check", "train")
 FRAGMENTS = ("prologue", "run")
+VIDEOS = "videos.txt"  # in the folder of a pipeline's run: what the check found whole
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
 MEMORY = re.compile(r"\d+[KMGT]?")
 PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")

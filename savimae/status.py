@@ -20,7 +20,7 @@ from savimae.lists import Video, find_videos
 from savimae.preprocess import ArrayJob, Survey, deal, survey
 from savimae.progress import duration
 from savimae.runs import LOG, read_lines, read_settings
-from savimae.slurm import job_name
+from savimae.slurm import VIDEOS, job_name
 from savimae.slurm_jobs import Entry, Record, queue, read_record, submit_again, submit_parts
 
 RECENT_S = 600.0  # what the rate is measured over
@@ -190,6 +190,11 @@ def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
         if record is None:
             raise UsageError(
                 f"{shown(run)}: no script is noted in it; submit one with `savimae slurm train`"
+            )
+        if read_record(run, "check") and not os.path.exists(os.path.join(run, VIDEOS)):
+            raise UsageError(
+                f"{shown(run)}: the check before it has not passed; look at the arrays with "
+                "`savimae slurm status`, then submit the pipeline again"
             )
         lines.append(f"submitted job {submit_again(record)}: it goes on from the last checkpoint")
     elif resubmit:

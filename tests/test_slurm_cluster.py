@@ -9,10 +9,11 @@ import shutil
 import numpy as np
 import pytest
 from media import random_bytes, savimae
-from slurm_cluster import IN_TRAINING, finish, program, submit
+from slurm_cluster import IN_TRAINING, finish, program, slurm, submit
 from training import SMALL, config, log_of, losses, make_videos, same_weights
 
 from savimae.arrays import load_array
+from savimae.slurm import job_name
 from savimae.train import train
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -161,6 +162,14 @@ def test_two_nodes_give_the_losses_of_one_process(data, expected, tmp_path):
     assert "started  1 times, on 2 processes last" in shown
 
 
+def test_what_slurm_refuses_is_one_line_and_nothing_is_queued(data, tmp_path):
+    words = ("train", "--data", data, "--out", tmp_path / "run", "--submit")
+    done = savimae("slurm", *words, "--partition", "nonsense")
+    assert done.returncode == 1
+    assert re.fullmatch("savimae: sbatch fails for .*invalid partition.*\n", done.stderr)
+    assert slurm("squeue", "--noheader", f"--name={job_name('train', str(tmp_path / 'run'))}") == ""
+
+
 def test_a_process_for_each_gpu(data, expected, tmp_path):
     (job,) = submit("train", "--data", data, "--out", tmp_path / "run", "--gpus-per-node", "2",
                     *ONE_CPU, "--submit", "--", *options(batch_size=2), cwd=tmp_path)  # fmt: skip
@@ -252,6 +261,9 @@ def test_a_pipeline(data, tmp_path):
     shown = savimae("slurm", "status", tmp_path / "run").stdout
     assert "done     nothing yet" in shown
     assert f"ended with exit code 1 (check-{check}.log)" in shown
+    done = savimae("slurm", "status", tmp_path / "run", "--resubmit")
+    assert done.returncode == 2
+    assert "the check before it has not passed" in done.stderr
 
     ids = submit(*words, "--allow-missing", "1", "--submit", "--", *options(), cwd=tmp_path)
     ended = finish(*ids)
