@@ -15,6 +15,7 @@ from savimae.cli_options import PATH, GroupedCommand, option_group, saliency_con
 from savimae.errors import UsageError, shown
 
 if TYPE_CHECKING:
+    from savimae.config import SaliencyConfig
     from savimae.slurm import Job, Resources
     from savimae.slurm_jobs import Script, Step
     from savimae.slurm_profile import Profile
@@ -152,7 +153,9 @@ def preprocess(
     if given["check"] or given["overwrite"]:
         word = "check" if given["check"] else "overwrite"
         raise UsageError(f"--{word} is not for an array, whose parts may start several times")
-    saliency_config(**{name: given[name] for name in ("input_size", "patch_size", "threshold")})
+    names = ("input_size", "patch_size", "threshold")
+    _check_arrays(source, out, saliency_config(**{name: given[name] for name in names}),
+                  given["dtype"])  # fmt: skip
     site = _Site(ctx)
     site.check_paths(source, given["root"])
     job = site.job("preprocess", out, words, shards)
@@ -242,9 +245,10 @@ def pipeline(
     given = _checked(ctx, words, data=videos, out=out, saliency_root=saliency_root)
     config = _check_training(given, site.resources("train"))
     saliency = config.of_saliency()
-    saliency_config(
+    settings = saliency_config(
         input_size=saliency.input_size, patch_size=saliency.patch_size, threshold=threshold
     )
+    _check_arrays(source, saliency_root, settings, "uint8")
     arrays = (
         "preprocess", source, saliency_root,
         "--input-size", str(saliency.input_size), "--patch-size", str(saliency.patch_size),
@@ -294,6 +298,15 @@ def _checked(ctx: click.Context, words: Sequence[str], **expected: Any) -> dict[
             option = name.removesuffix("_path").replace("_", "-")
             raise UsageError(f"--{option} after the -- is what `savimae slurm` sets itself")
     return dict(parsed)
+
+
+def _check_arrays(source: str, out: str, saliency: SaliencyConfig, dtype: str) -> None:
+    """Refuse a folder of arrays that the job would refuse."""
+    from savimae.config import check_config
+    from savimae.preprocess import ArrayJob, refuse_inside
+
+    refuse_inside(source, out)
+    check_config(out, ArrayJob(saliency, dtype).settings())
 
 
 def _check_training(given: dict[str, Any], resources: Resources) -> TrainConfig:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_file
+from savimae.progress import Progress
 from savimae.video import is_image, is_video
 
 FRAME_COST_BYTES = 10_000  # a JPEG frame of 320x240, so that folders weigh like files unasked
@@ -51,7 +52,9 @@ class VideoList:
 # --------------------------------------------------------------------------------- collecting
 
 
-def find_videos(source: str, root: str | None = None, weigh: bool = True) -> VideoList:
+def find_videos(
+    source: str, root: str | None = None, weigh: bool = True, quiet: bool = False
+) -> VideoList:
     """The videos of SOURCE: a folder of videos or of frame folders, a list file, or one video.
 
     Args:
@@ -59,20 +62,28 @@ def find_videos(source: str, root: str | None = None, weigh: bool = True) -> Vid
             `.list`), a video file or a frame folder.
         root: where the relative paths of a list start, if not where the list says.
         weigh: estimate costs. It looks at every file; without, only folders and lists are read.
+        quiet: show no progress.
 
     Raises:
         UsageError: nothing there, or two videos whose outputs would have the same name.
         SavimaeError: a list that cannot be read.
     """
+    with Progress("listing videos", quiet=quiet, delay_s=1.0) as progress:
+        found = _find_videos(source, root, weigh, progress)
+    _refuse_same_names(found.videos)
+    return found
+
+
+def _find_videos(source: str, root: str | None, weigh: bool, progress: Progress) -> VideoList:
     if os.path.isdir(source):
-        found = _search_folder(source, weigh)
+        found = _search_folder(source, weigh, progress)
         if not found.videos and not found.unreadable:
             raise UsageError(
                 f"{shown(source)}: no videos and no folders of frames in it; videos end in .avi, "
                 ".mp4, .mkv, .webm, .mov and the like, frames are JPEG or PNG"
             )
     elif os.path.isfile(source) and is_list(source):
-        found = read_list(source, root, weigh)
+        found = read_list(source, root, weigh, progress)
         if not found.videos:
             raise UsageError(
                 f"{shown(source)}: a list without videos; write one `path label` a line"
@@ -86,7 +97,6 @@ def find_videos(source: str, root: str | None = None, weigh: bool = True) -> Vid
             "neither a file nor a folder" if os.path.exists(source) else "no such file or folder"
         )
         raise UsageError(f"{shown(source)}: {reason}")
-    _refuse_same_names(found.videos)
     return found
 
 
@@ -99,9 +109,9 @@ def video_stem(name: str) -> str:
     return os.path.splitext(name)[0] if is_video(name) else name
 
 
-def _search_folder(root: str, weigh: bool) -> VideoList:
+def _search_folder(root: str, weigh: bool, progress: Progress) -> VideoList:
     found = VideoList([], root)
-    _search(root, "", found, set(), weigh)
+    _search(root, "", found, set(), weigh, progress)
     found.videos.sort(key=lambda video: video.name)
     found.unreadable.sort()
     if all("/" in video.name for video in found.videos):
@@ -115,7 +125,12 @@ def _search_folder(root: str, weigh: bool) -> VideoList:
 
 
 def _search(
-    folder: str, name: str, found: VideoList, ancestors: set[tuple[int, int]], weigh: bool
+    folder: str,
+    name: str,
+    found: VideoList,
+    ancestors: set[tuple[int, int]],
+    weigh: bool,
+    progress: Progress,
 ) -> None:
     """Collect the videos below `folder`, whose own name is `name` relative to the root."""
     try:
@@ -128,6 +143,7 @@ def _search(
         return
     if identity in ancestors:  # a link back to a folder we came through
         return
+    progress.show(None, f"{len(found.videos)} found")
     folders, images = [], []
     for entry in visible:
         child = f"{name}/{entry.name}" if name else entry.name
@@ -152,7 +168,7 @@ def _search(
     else:
         found.n_ignored += len(images)
     for path, child in folders:
-        _search(path, child, found, ancestors | {identity}, weigh)
+        _search(path, child, found, ancestors | {identity}, weigh, progress)
 
 
 def _refuse_same_names(videos: Iterable[Video]) -> None:
@@ -170,13 +186,19 @@ def _refuse_same_names(videos: Iterable[Video]) -> None:
 # --------------------------------------------------------------------------------- list files
 
 
-def read_list(path: str, root: str | None = None, weigh: bool = False) -> VideoList:
+def read_list(
+    path: str,
+    root: str | None = None,
+    weigh: bool = False,
+    progress: Progress | None = None,
+) -> VideoList:
     """Read a list file; see the top of this module for the format.
 
     Args:
         path: the list.
         root: where relative paths start, if not where the list says.
         weigh: estimate costs, which looks at every video.
+        progress: where to show how far it is.
 
     Raises:
         SavimaeError: not a text file, or a label that is not a number from 0.
@@ -224,6 +246,8 @@ def read_list(path: str, root: str | None = None, weigh: bool = False) -> VideoL
         )
     videos = []
     for index, (entry, label) in enumerate(entries):
+        if progress is not None and index % 1000 == 0:
+            progress.show(index / len(entries), f"{index}/{len(entries)}")
         video_path = os.path.normpath(os.path.join(root, entry))
         cost = 0
         if weigh:

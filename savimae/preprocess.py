@@ -223,7 +223,7 @@ def survey(videos: Sequence[Video], out: str, job: Job) -> Survey:
 
     with (
         ThreadPoolExecutor(SURVEY_THREADS) as pool,
-        Progress("looking for finished videos") as progress,
+        Progress("looking for finished videos", delay_s=1.0) as progress,
     ):
         for chunk in pool.map(look, range(0, len(videos), SURVEY_CHUNK)):
             done += [(video, target) for video, target, there in chunk if there]
@@ -312,7 +312,7 @@ def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
         UsageError: nothing to do, or `out` was made with other settings, or lies inside `source`.
         SavimaeError: no space left; a list that cannot be read.
     """
-    _refuse_inside(source, out)
+    refuse_inside(source, out)
     found = find_videos(source, options.root)
     if isinstance(job, ArrayJob) and job.from_maps:
         _refuse_video_files(found)
@@ -425,7 +425,8 @@ class _FailureLog:
             file.write(json.dumps(entry) + "\n")
 
 
-def _refuse_inside(source: str, out: str) -> None:
+def refuse_inside(source: str, out: str) -> None:
+    """Raises UsageError if `out` is not a folder, or lies inside `source`."""
     inner, outer = os.path.realpath(out), os.path.realpath(source)
     if os.path.isdir(source) and (inner + os.sep).startswith(outer + os.sep):
         raise UsageError(

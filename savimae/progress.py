@@ -21,15 +21,22 @@ class Progress:
         stream: where to show it.
         start: the share that was done before.
         quiet: show nothing, as processes beside the first do.
+        delay_s: show nothing before, for what mostly takes no time.
     """
 
     def __init__(
-        self, title: str, stream: TextIO | None = None, start: float = 0.0, quiet: bool = False
+        self,
+        title: str,
+        stream: TextIO | None = None,
+        start: float = 0.0,
+        quiet: bool = False,
+        delay_s: float = 0.0,
     ):
         self.title = title
         self.stream = stream or sys.stderr
         self.start = start
         self.quiet = quiet
+        self.delay_s = delay_s
         self.started = time.monotonic()
         self.last_line = self.started
         self.bar = None
@@ -40,24 +47,29 @@ class Progress:
                 file=self.stream,
                 leave=False,
                 bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+                delay=delay_s,
             )
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started
 
-    def show(self, share: float, counts: str) -> None:
-        """Show that `share` (0 to 1) is done. `counts` says it in words, such as rates."""
-        if self.quiet:
+    def show(self, share: float | None, counts: str) -> None:
+        """Show that `share` (0 to 1) is done, None if nobody knows.
+
+        `counts` says it in words, such as rates.
+        """
+        if self.quiet or self.elapsed_s < self.delay_s:
             return
-        text = f"{counts}, {self._time_left(share)}"
+        text = counts if share is None else f"{counts}, {self._time_left(share)}"
         if self.bar is not None:
             self.bar.set_description_str(f"{self.title}: {text}", refresh=False)
-            self.bar.n = min(share, 1.0)
+            self.bar.n = min(share or 0.0, 1.0)
             self.bar.refresh()
         elif time.monotonic() - self.last_line >= LINE_INTERVAL_S:
             self.last_line = time.monotonic()
-            self.write(f"{time.strftime('%H:%M:%S')} {self.title} {share:.0%}: {text}")
+            done = "" if share is None else f" {share:.0%}"
+            self.write(f"{time.strftime('%H:%M:%S')} {self.title}{done}: {text}")
 
     def write(self, line: str) -> None:
         """Print a line without tearing the bar."""

@@ -324,7 +324,7 @@ def _train(config: TrainConfig, world: World) -> int:
         check_tensorboard()
     if config.compile and device.type == "cpu":
         _check_compiler()
-    found = find_videos(config.data, config.root, weigh=False)
+    found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
     try:
         plan = Plan(len(found.videos), config.batch_size, config.accumulate, world, config.seed)
         schedule = config.schedule(plan)

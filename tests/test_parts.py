@@ -83,6 +83,23 @@ def test_progress_draws_a_bar_on_a_terminal():
     assert "failed: x\n" in stream.getvalue()
 
 
+def test_progress_of_what_may_take_no_time_waits(monkeypatch):
+    now, stream = [0.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    lines = progress.Progress("listing", stream, delay_s=60.0)
+    for moment in (20.0, 59.0, 61.0):
+        now[0] = moment
+        lines.show(None, f"{moment:.0f} found")
+    assert [line.split(" ", 1)[1] for line in stream.getvalue().splitlines()] == [
+        "listing: 61 found"
+    ]
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    with progress.Progress("listing", terminal, delay_s=60.0) as bar:
+        bar.show(None, "3 found")
+    assert "3 found" not in terminal.getvalue()
+
+
 def test_durations():
     assert progress.duration(3725.4) == "1:02:05"
 

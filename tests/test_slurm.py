@@ -482,6 +482,7 @@ REFUSED = [
     ((*ARRAY, "2", "--", "--check"), "--check is not for an array"),
     ((*ARRAY, "2", "--", "--input-size", "9"), "not a multiple of"),
     (("preprocess", "VIDEOS", "a\\b", "--shards", "2", "--logs", "c\\d"), "another .* --logs"),
+    (("preprocess", "VIDEOS", "VIDEOS/out", "--shards", "2"), "lies inside"),
     (("status", "MISSING"), "no such folder; name one of arrays or of a run"),
     (("status", "VIDEOS"), "no job is noted in it"),
 ]  # fmt: skip
@@ -497,7 +498,7 @@ def test_what_is_wrong_is_said_before_anything_is_queued(
     sbatch.write_text(f"#!/bin/sh\ntouch {tmp_path}/queued\n")
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", str(sbatch.parent), prepend=os.pathsep)
-    done = slurm(*(places.get(word, word) for word in words))
+    done = slurm(*(str(places.get(word, word)).replace("VIDEOS/", f"{videos}/") for word in words))
     assert done.returncode in (1, 2)
     assert re.search(message, done.stderr), done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -637,6 +638,9 @@ def test_check_says_what_is_missing(videos, tmp_path):
     done = savimae("preprocess", videos, out, "--check")
     assert done.returncode == 2
     assert "input_size is 64 there and 224 here" in done.stderr
+    done = savimae("slurm", "preprocess", videos, out, "--shards", "2", "--output", tmp_path / "j")
+    assert "input_size is 64 there and 224 here" in done.stderr
+    assert not (tmp_path / "j").exists()
     assert "goes with --check" in savimae(*words, "--allow-missing", "1").stderr
     assert "cannot --overwrite" in savimae(*words, "--check", "--overwrite").stderr
 
