@@ -377,7 +377,7 @@ def test_missing_arrays_are_noticed_before_the_first_step(data, tmp_path):
         train(run)
     with pytest.raises(UsageError, match="made with input_size 32, the model wants 64"):
         train(dataclasses.replace(run, input_size=64))
-    with pytest.raises(UsageError, match="--saliency-threshold is for saliency that is computed"):
+    with pytest.raises(ValueError, match="--saliency-threshold is for saliency that is computed"):
         train(dataclasses.replace(run, saliency_threshold=0.3))
     assert not (tmp_path / "run").exists()
 
