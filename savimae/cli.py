@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from savimae import __version__
+from savimae.cli_judge import evaluate, reconstruct
 from savimae.cli_options import (
     PATH,
     SEED,
@@ -56,7 +57,8 @@ def cli(debug: bool) -> None:
     """
 
 
-cli.add_command(slurm)
+for command in (slurm, reconstruct, evaluate):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 | layout      | what it is                                                                        |
 |-------------|-----------------------------------------------------------------------------------|
-| savimae     | a file with `model` (weights) and `config` (their shape)                          |
+| savimae     | a file with `model` (weights) and `config` (their shape), or the folder of a run  |
 | videomae    | a file with `model` or `module` alone; heads, image size and frames are not in it |
 | huggingface | a folder with config.json and model.safetensors (`VideoMAEForPreTraining`)        |
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from savimae.checkpoint import read_file
+from savimae.checkpoint import last_checkpoint, read_file
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_file, atomic_folder, read_json
 from savimae.model import LAYER_NORM_EPS, SIZES, VideoMAE, VideoMAEConfig
@@ -37,6 +37,7 @@ class Weights:
     layout: str
     config: VideoMAEConfig
     state: State
+    settings: Mapping[str, Any]  # of the run that trained them; empty where nothing is known
 
 
 def load_weights(path: str, **shape: int) -> Weights:
@@ -50,6 +51,9 @@ def load_weights(path: str, **shape: int) -> Weights:
         SavimaeError: not a checkpoint, or parameters that are unknown, missing or misshapen.
     """
     state: Any
+    settings: Any = {}
+    if os.path.isdir(path):
+        path = last_checkpoint(path) or path
     if os.path.isdir(path):
         layout = "huggingface"
         config, state = _read_huggingface(path)
@@ -57,6 +61,7 @@ def load_weights(path: str, **shape: int) -> Weights:
         content = read_file(path)
         if isinstance(content.get("config"), dict) and "model" in content:
             layout, state = "savimae", content["model"]
+            settings = content.get("settings")
             config = _our_config(path, content["config"])
         else:
             layout, state = "videomae", content.get("model", content.get("module"))
@@ -67,7 +72,8 @@ def load_weights(path: str, **shape: int) -> Weights:
             f"{shown(path)}: no weights in it; a checkpoint has them under `model` or `module`"
         )
     check_parameters(path, state, config)
-    return Weights(layout, config, {name: value.float() for name, value in state.items()})
+    state = {name: value.float() for name, value in state.items()}
+    return Weights(layout, config, state, settings if isinstance(settings, dict) else {})
 
 
 def load_model(path: str, **changes: Any) -> VideoMAE:

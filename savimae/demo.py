@@ -17,15 +17,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data
 
-from savimae.clips import ClipReader
 from savimae.config import SaliencyConfig, record_config
 from savimae.errors import shown
-from savimae.figures import draw_reconstruction, inspect_video, write_picture
+from savimae.figures import inspect_video
 from savimae.lists import Video, write_list
-from savimae.masking import draw_masks
 from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.progress import Progress
-from savimae.randomness import sample_keys
 from savimae.video import write_video
 
 if TYPE_CHECKING:
@@ -100,6 +97,8 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     Returns:
         The exit code: 0, 1 if a video failed, or `errors.EXIT_STOPPED` if training was stopped.
     """
+    from savimae.gallery import draw_reconstructions
+    from savimae.pretrained import Machine, MaskOptions
     from savimae.train import TrainConfig, train
 
     _say("1. making videos: cut-outs that move over photographs, as AVI and MP4")
@@ -142,10 +141,11 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     checkpoint = os.path.join(run, "checkpoints", "last.pt")
     _say(f"   wrote {shown(checkpoint)}")
 
-    picture = os.path.join(out, "reconstruction.png")
-    _say("5. what it makes of the hidden patches of a clip")
-    _draw_example(config, checkpoint, Video(example, EXAMPLE), picture)
-    _say(f"   wrote {shown(picture)}")
+    pictures = os.path.join(out, "reconstructions")
+    _say(f"5. savimae reconstruct {shown(run)} {shown(example)} --out {shown(pictures)}")
+    machine = Machine.choose("auto", "auto", 1, None, None)
+    for path in draw_reconstructions(run, example, pictures, machine, MaskOptions()).written:
+        _say(f"   wrote {shown(path)}")
     _say(
         "Look at the pictures. Then try your own videos:\n"
         "   savimae inspect YOUR_VIDEO\n"
@@ -167,30 +167,6 @@ def _options(config: TrainConfig) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _draw_example(config: TrainConfig, checkpoint: str, video: Video, out: str) -> None:
-    """Draw what the model at `checkpoint` predicts for one clip of `video`."""
-    from savimae.convert import load_model
-    from savimae.reconstruct import reconstruct
-
-    model = load_model(checkpoint).eval()
-    reader = ClipReader(
-        config.of_clips(), config.of_saliency(), config.tubelet_size, config.saliency_root
-    )
-    keys = sample_keys(config.seed, 0, np.zeros(1, np.int64))
-    clip = reader.read(video, keys[0])
-    mask = draw_masks(config.of_masks(), keys, clip.saliency[None])[0]
-    result = reconstruct(model, clip.pixels, mask, "visible")
-    title = (
-        f"{os.path.basename(video.path)}   {config.mask_type} mask, {mask.mean():.0%} hidden, "
-        f"loss {result.loss:.3f}; brightness and contrast from visible patches nearby"
-    )
-    shape = model.config
-    picture = draw_reconstruction(
-        clip, result.pixels, result.masked, shape.patch_size, shape.tubelet_size, title
-    )
-    write_picture(out, picture)
 
 
 def moving_object(name: str, direction: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

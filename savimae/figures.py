@@ -33,6 +33,7 @@ INK = (30, 30, 30)
 BLANK = (200, 200, 200)  # where nothing was seen or predicted
 OUTLINE = (255, 214, 0)  # yellow on a black rim: visible on bright and on dark ground
 MAX_ANIMATION_FRAMES = 240
+ROWS = ["frame", "salient tokens", "encoder sees", "prediction", "both"]  # of a reconstruction
 FRAMES_PER_S = 25.0  # where the source does not say
 
 
@@ -174,8 +175,11 @@ def draw_reconstruction(
     tubelet_size: int,
     title: str,
     n_columns: int = 6,
-) -> Image.Image:
+) -> tuple[Image.Image, list[np.ndarray]]:
     """Time across; down: frame, salient tokens, what the encoder saw, the prediction, both.
+
+    Returns:
+        The picture of some frames, and for every frame its panels side by side, for an animation.
 
     Args:
         clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
@@ -186,8 +190,9 @@ def draw_reconstruction(
     grid = size // patch_size
     salient = clip.saliency.reshape(-1, grid, grid)
     side = size * math.ceil(PANEL_PX / size)
-    columns, captions = [], []
-    for index in np.unique(np.linspace(0, n_frames - 1, n_columns).round().astype(int)):
+    columns, captions, animated = [], [], []
+    still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
+    for index in range(n_frames):
         frame, hidden = clip.pixels[index], masked[index][..., None]
         prediction = (reconstructed[index] * 255).round().astype(np.uint8)
         large = Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
@@ -202,10 +207,13 @@ def draw_reconstruction(
             for panel in panels
         ]
         outlined = outline_patches(large, salient[index // tubelet_size], side // grid)
-        columns.append([images[0], outlined, *images[1:]])
-        captions.append(f"frame {clip.frame_indices[index]}")
-    rows = ["frame", "salient tokens", "encoder sees", "prediction", "both"]
-    return draw_grid(columns, title, captions, rows)
+        column = [images[0], outlined, *images[1:]]
+        caption = f"frame {clip.frame_indices[index]}"
+        if index in still:
+            columns.append(column)
+            captions.append(caption)
+        animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}")))
+    return draw_grid(columns, title, captions, ROWS), animated
 
 
 def plot_runs(runs: Sequence[str], out: str) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from savimae.model import CHANNELS, TARGET_EPS, VideoMAE, VideoMAEConfig
@@ -25,6 +26,7 @@ class Reconstruction(NamedTuple):
     """A clip and what the model made of its hidden tokens."""
 
     pixels: np.ndarray  # float32 [T, S, S, 3] in 0 to 1; the clip's own where it was visible
+    filled: np.ndarray  # the same with nothing but means where it was hidden: what no model gives
     masked: np.ndarray  # bool [T, S, S], True = hidden from the encoder
     loss: float  # mean squared error of the prediction, as in training
 
@@ -51,18 +53,40 @@ def reconstruct(
     with torch.no_grad():
         output = model(clips, hidden[None].to(device))
         tokens = model.patchify(clips).cpu().float() / 255  # [N, t*P*P*3]
-    prediction = output.prediction.cpu()
+    prediction = output.prediction.cpu().unflatten(1, (-1, CHANNELS))  # [M, t*P*P, 3]
+    mean, deviation = _statistics(tokens, hidden, model.config, statistics)
     if model.config.norm_target:
-        mean, deviation = _statistics(tokens, hidden, model.config, statistics)
-        # [M, t*P*P*3] -> [M, t*P*P, 3], the mean and deviation of each channel -> back
-        prediction = (prediction.unflatten(1, (-1, CHANNELS)) * deviation + mean).flatten(1)
-    tokens[hidden] = prediction.clamp(0, 1)
+        prediction = prediction * deviation + mean
+    filled = tokens.clone()
+    filled[hidden] = mean.expand_as(prediction).flatten(1)
+    tokens[hidden] = prediction.clamp(0, 1).flatten(1)
     shown = hidden[:, None].expand(-1, model.config.token_values)
     return Reconstruction(
         unpatchify(tokens, model.config).numpy(),
+        unpatchify(filled, model.config).numpy(),
         unpatchify(shown, model.config)[..., 0].numpy(),
         float(output.loss),
     )
+
+
+class Quality(NamedTuple):
+    """How near pixels are to the original, where they were hidden."""
+
+    psnr_db: float  # peak signal-to-noise ratio
+    ssim: float  # structural similarity (Wang et al., 2004), -1 to 1
+
+
+def quality(original: np.ndarray, pixels: np.ndarray, masked: np.ndarray) -> Quality:
+    """Compare two clips float `[T, S, S, 3]` in 0 to 1 where `masked` bool `[T, S, S]` is true.
+
+    SSIM is computed frame by frame, with the visible pixels around, and averaged over hidden ones.
+    """
+    psnr = peak_signal_noise_ratio(original[masked], pixels[masked], data_range=1.0)
+    maps = [
+        structural_similarity(a, b, channel_axis=-1, data_range=1.0, full=True)[1].mean(-1)
+        for a, b in zip(original, pixels, strict=True)
+    ]
+    return Quality(float(psnr), float(np.stack(maps)[masked].mean()))
 
 
 def _statistics(

@@ -14,6 +14,7 @@ from typing import Any
 from savimae.config import CONFIG
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_file, read_json
+from savimae.tables import table
 
 LOG = "log.jsonl"
 
@@ -154,25 +155,18 @@ def compare_runs(runs: list[str]) -> str:
     """
     logs = [read_log(run) for run in runs]
     settings = [read_settings(run) for run in runs]
-    table = [["", *(shown(os.path.normpath(run)) for run in runs)]]
+    rows = [["", *(shown(os.path.normpath(run)) for run in runs)]]
     for title, key, form in _ROWS:
         values = [log[-1].get(key) for log in logs]
         if any(value is not None for value in values):
             cells = ["-" if value is None else form.format(value) for value in values]
-            table.append([title, *cells])
+            rows.append([title, *cells])
     lowest = [min(log, key=lambda line: line["loss"]) for log in logs]
-    table.append(["lowest loss", *(f"{line['loss']:.4f} at {line['step']}" for line in lowest)])
+    rows.append(["lowest loss", *(f"{line['loss']:.4f} at {line['step']}" for line in lowest)])
     keys = dict.fromkeys(key for each in settings for key in each)
     for key in keys:
         values = [each.get(key) for each in settings]
         if any(value != values[0] for value in values):
             cells = ["-" if value is None else str(value) for value in values]
-            table.append([key, *cells])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if index else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    )
+            rows.append([key, *cells])
+    return table(rows)

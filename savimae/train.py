@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from savimae.clips import Clip, ClipConfig, ClipReader
 from savimae.config import CONFIG, SaliencyConfig, record_config
 from savimae.convert import check_parameters, load_weights
 from savimae.cores import available_cores
+from savimae.devices import PRECISIONS, check_compiler, choose_device, choose_precision
 from savimae.distributed import World, find_world, joined
 from savimae.errors import SavimaeError, UsageError, shown
 from savimae.files import read_json
@@ -323,7 +323,7 @@ def _train(config: TrainConfig, world: World) -> int:
     if config.tensorboard:
         check_tensorboard()
     if config.compile and device.type == "cpu":
-        _check_compiler()
+        check_compiler()
     found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
     try:
         plan = Plan(len(found.videos), config.batch_size, config.accumulate, world, config.seed)
@@ -337,7 +337,7 @@ def _train(config: TrainConfig, world: World) -> int:
     _report_unreadable(found, config.on_bad_video, world)
     if reader.saliency_root is not None:
         check_arrays(found.videos, reader.saliency_root, shape)
-    precision = choose_precision(config.precision, device, config.out)
+    precision = choose_precision(_begun_with(config), device)
     settings = _settings(config, plan, schedule, found.videos, reader, precision)
     # Signals end the process at once until it has met the others: there is nothing to save yet.
     with joined(world, device), StopSignals() as signals:
@@ -387,58 +387,15 @@ def _train(config: TrainConfig, world: World) -> int:
         return code
 
 
-def choose_device(name: str, world: World) -> torch.device:
-    """ "auto", "cpu" or "cuda" -> this process's device; auto takes a GPU where there is one.
-
-    Raises:
-        UsageError: CUDA is asked for and not there.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda, but PyTorch finds no GPU here; use --device cpu")
-    if name == "cpu" or not available:
-        return torch.device("cpu")
-    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def choose_precision(name: str, device: torch.device, run: str) -> str:
-    """ "auto", "bf16" or "fp32" -> bf16 or fp32.
-
-    auto is what the run began with; for a new one bf16 where the processor multiplies it natively.
-    """
-    if name != "auto":
-        return name
-    try:
-        recorded = read_json(os.path.join(run, CONFIG)).get("precision")
-        if recorded in ("bf16", "fp32"):
-            return str(recorded)
-    except (OSError, ValueError):  # a new run; a broken config.json is reported where it is used
-        pass
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if _cpu_multiplies_bf16() else "fp32"
-
-
-def _check_compiler() -> None:
-    """torch.compile needs a C++ compiler on CPUs. Raises UsageError where there is none."""
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        raise UsageError(
-            f"--compile needs a C++ compiler, and there is no {compiler} here; install one, name "
-            "it in CXX, or leave --compile out"
-        )
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the processor has bf16 products of its own (AVX-512 BF16, AMX, Arm's BF16)."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            words = set(file.read().split())
-    except OSError:
-        return False
-    return not words.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+def _begun_with(config: TrainConfig) -> str:
+    """The precision that is asked for; of a run that goes on, auto is the one it began with."""
+    if config.precision == "auto":
+        # A new run has none; a broken config.json is reported where it is used.
+        with contextlib.suppress(OSError, ValueError):
+            recorded = read_json(os.path.join(config.out, CONFIG)).get("precision")
+            if recorded in PRECISIONS:
+                return str(recorded)
+    return config.precision
 
 
 def _report_unreadable(found: VideoList, policy: str, world: World) -> None:
