@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from savimae import __version__
-from savimae.cli_judge import evaluate, reconstruct
+from savimae.cli_judge import evaluate, features, probe, reconstruct
 from savimae.cli_options import (
     PATH,
     SEED,
@@ -57,7 +57,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (slurm, reconstruct, evaluate):
+for command in (slurm, reconstruct, evaluate, features, probe):
     cli.add_command(command)
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from savimae.cli_options import PATH, SEED, GroupedCommand, option_group
-from savimae.errors import shown
+from savimae.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from savimae.pretrained import Machine, MaskOptions
+    from savimae.views import Views
 
 MASKS = option_group(
     "Masks (default: as the model was trained)",
@@ -64,6 +65,28 @@ def _machine(options: dict[str, Any]) -> Machine:
 
     names = ("device", "precision", "batch_size", "threads", "workers")
     return Machine.choose(**{name: options.pop(name) for name in names})
+
+
+VIEWS = option_group(
+    "Views, whose features are averaged",
+    click.option("--clips", type=int, default=1, show_default=True, help="Spread over the time."),
+    click.option(
+        "--crops", type=int, help="Squares along the longer side.  [the whole frame, pressed]"
+    ),
+)
+POOL = click.option(
+    "--pool", type=click.Choice(["mean", "time", "tokens"]), default="mean", show_default=True,
+    help="The mean of all tokens, one mean a time step, or all tokens.",
+)  # fmt: skip
+
+
+def _views(options: dict[str, Any]) -> Views:
+    from savimae.views import Views
+
+    try:
+        return Views(options.pop("clips"), options.pop("crops"))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _masks(options: dict[str, Any]) -> MaskOptions:
@@ -138,3 +161,89 @@ def evaluate(checkpoints: tuple[str, ...], data: str, out: str | None, **options
     if out is not None:
         write_json(out, [dataclasses.asdict(result) for result in results])
     click.echo(evaluation_table(results))
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "Features",
+    click.option("--data", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
+    click.option("--out", type=PATH, required=True, metavar="FILE", help=".npz or .npy"),
+    POOL,
+)
+@VIEWS
+@option_group(
+    "Clips",
+    click.option("--root", type=PATH, help="Where a list's relative paths start."),
+    click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
+)
+@machine_options(8)
+def features(
+    checkpoint: str, data: str, out: str, pool: str, root: str | None, sampling_rate: int | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Write what the encoder makes of whole clips, with paths and labels.
+
+    FILE.npz holds `values` ([videos, D] for --pool mean), `labels` (-1 for none), `paths` and
+    `settings`; beside FILE.npy lies a .json with the last three. Run it again to go on.
+    """
+    machine, views = _machine(options), _views(options)
+    from savimae.features import encoder_features, make_features
+    from savimae.pretrained import find_readable_videos, load_pretrained
+    from savimae.views import ViewReader
+
+    videos = find_readable_videos(data, root).videos
+    pretrained = load_pretrained(checkpoint, machine.device)
+    try:
+        reader = ViewReader(pretrained.clips(sampling_rate), views)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    source = encoder_features(pretrained.model, pool, machine)
+    values = make_features(out, source, videos, reader, machine).values
+    click.echo(f"{shown(out)}: {list(values.shape)} of {len(videos)} videos")
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "The probe",
+    click.option("--train", "train_list", type=PATH, required=True, metavar="LIST"),
+    click.option("--test", "test_list", type=PATH, required=True, metavar="LIST"),
+    click.option("--out", type=PATH, required=True, metavar="DIR", help="Scores and features."),
+    POOL,
+    click.option(
+        "--baselines/--no-baselines", default=True, show_default=True,
+        help="Probe an untrained encoder and raw pixels as well.",
+    ),
+)  # fmt: skip
+@VIEWS
+@CLIPS
+@machine_options(8)
+def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options: Any) -> None:
+    """Print what frozen features are worth: nearest neighbours and a linear classifier.
+
+    Lists hold `path label` lines; folders of class folders will do. DIR gets probe.json, a
+    confusion matrix as PNG, and the features, which are computed only once.
+    """
+    machine, views = _machine(options), _views(options)
+    from savimae.figures import check_matplotlib, plot_confusion
+    from savimae.files import write_json
+    from savimae.probe import probe as run
+    from savimae.probe import probe_table
+
+    check_matplotlib()
+    result = run(checkpoint, train_list, test_list, out, machine, views=views, **options)
+    best = max(result.scores[:2], key=lambda score: score.top1)
+    picture = f"{out}/confusion.png"
+    title = f"{best.features} features, {best.classifier}: top-1 {best.top1:.3f}"
+    plot_confusion(best.confusion, result.classes, title, picture)
+    write_json(f"{out}/probe.json", {**dataclasses.asdict(result), "chance": result.chance})
+    if result.shared:
+        click.echo(
+            f"warning: the lists share {len(result.shared)} recordings, such as "
+            f"{shown(result.shared[0])}: what is learned from one leaks into the other",
+            err=True,
+        )
+    click.echo(f"{result.n_train} training videos, {result.n_test} test videos")
+    click.echo(probe_table(result))
+    click.echo(f"wrote {shown(out)}/probe.json\nwrote {shown(picture)}")

@@ -63,6 +63,11 @@ def check_config(folder: str, settings: dict[str, Any]) -> None:
             f"{shown(path)}: not a savimae config; choose another output folder, or delete this "
             "file if the folder holds nothing worth keeping"
         ) from None
+    check_settings(folder, found, settings)
+
+
+def check_settings(path: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises UsageError, which names what differs, if `path` was made with other settings."""
     keys = sorted(settings.keys() | found.keys())
     differing = [
         f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here"
@@ -71,6 +76,6 @@ def check_config(folder: str, settings: dict[str, Any]) -> None:
     ]
     if differing:
         raise UsageError(
-            f"{shown(folder)} was made with other settings: {'; '.join(differing)}. Choose another "
-            "output folder, or repeat the settings it was made with"
+            f"{shown(path)} was made with other settings: {'; '.join(differing)}. Choose another "
+            "output, or repeat the settings it was made with"
         )

@@ -9,6 +9,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -33,6 +34,7 @@ INK = (30, 30, 30)
 BLANK = (200, 200, 200)  # where nothing was seen or predicted
 OUTLINE = (255, 214, 0)  # yellow on a black rim: visible on bright and on dark ground
 MAX_ANIMATION_FRAMES = 240
+MAX_NAMED = 30  # classes of a confusion matrix; of more only the colors are legible
 ROWS = ["frame", "salient tokens", "encoder sees", "prediction", "both"]  # of a reconstruction
 FRAMES_PER_S = 25.0  # where the source does not say
 
@@ -216,20 +218,65 @@ def draw_reconstruction(
     return draw_grid(columns, title, captions, ROWS), animated
 
 
+def _figure(size: tuple[float, float]) -> Any:
+    """An empty figure. Raises SavimaeError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SavimaeError(
+            "curves and matrices need matplotlib; install it with `pip install 'savimae[figures]'`"
+        ) from None
+    return Figure(figsize=size, layout="constrained")
+
+
+def _write_figure(figure: Any, out: str) -> None:
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=120)
+    with atomic_file(out) as file:
+        file.write(encoded.getvalue())
+
+
+def check_matplotlib() -> None:
+    """Raises SavimaeError, with what to install, where matplotlib is missing."""
+    _figure((1, 1))
+
+
+def plot_confusion(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str, out: str
+) -> None:
+    """Draw a confusion matrix [true][predicted] as a PNG: shares of each true class.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(5.0, 0.45 * len(counts) + 2) if len(counts) <= MAX_NAMED else 10.0
+    figure = _figure((side + 1, side))
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    axes.set_title(title)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(counts) <= MAX_NAMED:
+        names = [shown(name) for name in [*classes, *map(str, range(len(classes), len(counts)))]]
+        axes.set_xticks(range(len(counts)), names[: len(counts)], rotation=45, ha="right")
+        axes.set_yticks(range(len(counts)), names[: len(counts)])
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
+    _write_figure(figure, out)
+
+
 def plot_runs(runs: Sequence[str], out: str) -> None:
     """Draw loss and learning rate over the epochs of one or several runs, as a PNG.
 
     Raises:
         UsageError, SavimaeError: a folder without a log, or matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise SavimaeError(
-            "curves need matplotlib; install it with `pip install 'savimae[figures]'`"
-        ) from None
     logs = [read_log(run) for run in runs]
-    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    figure = _figure((9, 6.5))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
         epochs = [line["epoch"] for line in log]
@@ -254,10 +301,7 @@ def plot_runs(runs: Sequence[str], out: str) -> None:
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", dpi=120)
-    with atomic_file(out) as file:
-        file.write(encoded.getvalue())
+    _write_figure(figure, out)
 
 
 def _filmstrip(panels: Sequence[Image.Image], caption: str) -> Image.Image:

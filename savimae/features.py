@@ -1,0 +1,236 @@
+"""Features of videos: what an encoder makes of whole, unmasked clips, averaged over views.
+
+Legend: B clips, T frames, S input size, D width of the encoder, N tokens, t_n time steps.
+
+What is computed is kept in chunks beside the output until it is whole, so that a run that was
+killed goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from savimae.config import check_settings, record_config
+from savimae.errors import SavimaeError, UsageError, shown
+from savimae.files import atomic_file, read_json, write_json
+from savimae.lists import Video
+from savimae.model import CHANNELS, VideoMAE
+from savimae.pretrained import Machine
+from savimae.video import VideoError
+from savimae.views import ViewReader
+
+EXTENSIONS = (".npz", ".npy")
+POOLS = ("mean", "time", "tokens")
+CHUNK_BATCHES = 16  # batches that a kill may cost
+PIXEL_GRID = 8  # raw pixels are averaged to so many places a side
+
+Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, S, S, 3] -> float [B, …]
+
+
+class Features(NamedTuple):
+    """Features of the videos of a list, in its order."""
+
+    values: np.ndarray  # float32 [videos, D], [videos, t_n, D] or [videos, N, D]
+    labels: np.ndarray  # int64 [videos], -1 where the list has none
+    paths: list[str]
+    settings: dict[str, Any]  # what they were computed with
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Something that makes features of clips, and what tells it from others."""
+
+    extract: Extractor
+    settings: Mapping[str, Any]
+
+
+def encoder_features(model: VideoMAE, pool: str, machine: Machine) -> Source:
+    """Features of the encoder.
+
+    Args:
+        pool: "mean" over all tokens `[B, D]`, "time" for one mean a time step `[B, t_n, D]`, or
+            "tokens" for all of them `[B, N, D]`.
+
+    Raises:
+        ValueError: another pool.
+    """
+    if pool not in POOLS:
+        raise ValueError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
+    time_steps = model.config.time_steps
+
+    def extract(clips: Tensor) -> Tensor:
+        with machine.autocast():
+            tokens, mean = model.encode(clips)
+        if pool == "time":
+            # [B, N, D] -> [B, t_n, H_p * W_p, D] -> [B, t_n, D]
+            return tokens.unflatten(1, (time_steps, -1)).mean(2)
+        return tokens if pool == "tokens" else mean
+
+    return Source(extract, {"weights": fingerprint(model), "pool": pool})
+
+
+def pixel_features(tubelet_size: int) -> Source:
+    """Raw pixels, for comparison: averages over tubelets and places, `[B, t_n * 8 * 8 * 3]`."""
+
+    def extract(clips: Tensor) -> Tensor:
+        # [B, T, S, S, 3] -> [B, T/t, t, S, S, 3] -> [B, t_n, S, S, 3] -> [B * t_n, 3, S, S]
+        frames = clips.float().unflatten(1, (-1, tubelet_size)).mean(2) / 255
+        planes = frames.flatten(0, 1).permute(0, 3, 1, 2)
+        cells = torch.nn.functional.adaptive_avg_pool2d(planes, PIXEL_GRID)
+        return cells.reshape(len(clips), -1, CHANNELS, PIXEL_GRID**2).flatten(1)
+
+    return Source(extract, {"weights": "raw pixels", "tubelet_size": tubelet_size})
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """What tells the weights of a model from others: a hash of all their bits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def make_features(
+    path: str,
+    source: Source,
+    videos: Sequence[Video],
+    reader: ViewReader,
+    machine: Machine,
+    title: str = "features",
+) -> Features:
+    """Features of every video, averaged over its views, in the file `path`.
+
+    If they are there already they are read; if a part of them is (in `path`.partial), the rest is
+    computed. `.npz` holds values, labels, paths and settings; `.npy` the values, and a `.json`
+    beside it the rest.
+
+    Raises:
+        UsageError: `path` is of other features, or has another extension.
+        SavimaeError: a video cannot be decoded, or a file cannot be read.
+    """
+    if os.path.splitext(path)[1] not in EXTENSIONS:
+        raise UsageError(f"{shown(path)}: name a file that ends in {' or '.join(EXTENSIONS)}")
+    if os.path.isdir(path):
+        raise UsageError(f"{shown(path)} is a folder; name a file")
+    names = "\n".join(video.name for video in videos).encode("utf-8", "surrogateescape")
+    settings = {
+        **source.settings,
+        **dataclasses.asdict(reader.config),
+        **dataclasses.asdict(reader.views),
+        "precision": machine.precision,
+        "videos": f"{len(videos)} ({hashlib.sha256(names).hexdigest()[:12]})",
+    }
+    labels = np.array([-1 if video.label is None else video.label for video in videos], np.int64)
+    work = path + ".partial"
+    if os.path.exists(path):
+        values, recorded = _read_features(path)
+        check_settings(path, recorded, settings)
+    else:
+        os.makedirs(work, exist_ok=True)
+        record_config(work, {**settings, "batch_size": machine.batch_size})
+        values = _compute(source.extract, videos, reader, machine, work, title)
+    features = Features(values, labels, [video.path for video in videos], settings)
+    _write_features(path, features)
+    shutil.rmtree(work, ignore_errors=True)
+    return features
+
+
+def _compute(
+    extract: Extractor,
+    videos: Sequence[Video],
+    reader: ViewReader,
+    machine: Machine,
+    work: str,
+    title: str,
+) -> np.ndarray:
+    """Values for all videos, float32 `[videos, …]`; what is in `work` already is not done again."""
+
+    def load(index: int, _: int) -> tuple[int, np.ndarray]:
+        try:
+            return index, reader.read(videos[index])
+        except VideoError as error:
+            raise SavimaeError(
+                f"{shown(videos[index].path)}: {error}; mend it, or take it off the list"
+            ) from error
+
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    while os.path.exists(path := _chunk_path(work, len(parts))):
+        parts.append(_read_chunk(path))
+    n_batches = -(-len(videos) // machine.batch_size)
+    done = min(len(parts) * CHUNK_BATCHES, n_batches)
+    pending: list[tuple[np.ndarray, np.ndarray]] = []
+    batches = machine.batches(len(videos), load, title, done=done)
+    for number, samples in enumerate(batches if done < n_batches else (), done + 1):
+        pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, 3]
+        with torch.no_grad():
+            clips = torch.from_numpy(pixels).to(machine.device).flatten(0, 1)
+            values = extract(clips).float().unflatten(0, pixels.shape[:2]).mean(1)
+        pending.append((np.array([index for index, _ in samples]), values.cpu().numpy()))
+        if number % CHUNK_BATCHES == 0 or number == n_batches:
+            indices, rows = (np.concatenate(each) for each in zip(*pending, strict=True))
+            with atomic_file(_chunk_path(work, len(parts))) as file:
+                np.savez(file, indices=indices, values=rows)
+            parts.append((indices, rows))
+            pending = []
+    values = np.empty((len(videos), *parts[0][1].shape[1:]), np.float32)
+    for indices, rows in parts:
+        values[indices] = rows
+    return values
+
+
+def _chunk_path(work: str, number: int) -> str:
+    return os.path.join(work, f"chunk-{number:06}.npz")
+
+
+def _read_chunk(path: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return content["indices"], content["values"]
+    except Exception as error:  # bad bytes raise many types
+        raise SavimaeError(
+            f"{shown(path)}: not a whole chunk of features; delete it and all after it, and run "
+            "the same command again"
+        ) from error
+
+
+def _read_features(path: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Values and settings of a file of features."""
+    try:
+        if path.endswith(".npz"):
+            with np.load(path, allow_pickle=False) as content:
+                return content["values"], json.loads(str(content["settings"]))
+        return np.load(path, allow_pickle=False), read_json(_beside(path))["settings"]
+    except Exception as error:  # bad bytes raise many types
+        raise SavimaeError(
+            f"{shown(path)}: not features that savimae wrote; delete it, or name another file"
+        ) from error
+
+
+def _beside(path: str) -> str:
+    return os.path.splitext(path)[0] + ".json"
+
+
+def _write_features(path: str, features: Features) -> None:
+    paths = [os.fsencode(each).decode("utf-8", "backslashreplace") for each in features.paths]
+    if path.endswith(".npz"):
+        with atomic_file(path) as file:
+            np.savez(
+                file, values=features.values, labels=features.labels, paths=np.array(paths),
+                settings=np.array(json.dumps(features.settings)),
+            )  # fmt: skip
+        return
+    about = {"labels": features.labels.tolist(), "paths": paths, "settings": features.settings}
+    write_json(_beside(path), about)
+    with atomic_file(path) as file:
+        np.save(file, features.values)

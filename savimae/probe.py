@@ -1,0 +1,261 @@
+"""What features are worth: nearest neighbours and a linear classifier on top of them.
+
+The same is done with an untrained encoder of the same shape and with raw pixels, so that a number
+means something. Classifiers are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from savimae.errors import SavimaeError, UsageError, shown
+from savimae.features import (
+    Features,
+    Source,
+    encoder_features,
+    make_features,
+    pixel_features,
+)
+from savimae.lists import Video, VideoList, group_of, shared_groups
+from savimae.model import VideoMAE
+from savimae.pretrained import Machine, Pretrained, find_readable_videos, load_pretrained
+from savimae.tables import table
+from savimae.views import ViewReader, Views
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised feature learning …")
+REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
+HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How well one kind of features does with one classifier on the test videos."""
+
+    features: str
+    classifier: str
+    top1: float
+    top5: float
+    detail: str  # what was chosen
+    confusion: list[list[int]]  # [true class][predicted class], videos
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """All scores, and what they are to be compared with."""
+
+    scores: list[Score]
+    classes: list[str]
+    n_train: int
+    n_test: int
+    shared: list[str]  # recordings with clips on both sides
+
+    @property
+    def chance(self) -> float:
+        """Top-1 of always naming the test list's most common class."""
+        totals = np.sum(self.scores[0].confusion, 1)
+        return float(totals.max() / totals.sum())
+
+
+def probe(
+    checkpoint: str,
+    train_list: str,
+    test_list: str,
+    out: str,
+    machine: Machine,
+    *,
+    pool: str = "mean",
+    views: Views | None = None,
+    root: str | None = None,
+    sampling_rate: int | None = None,
+    seed: int = 0,
+    baselines: bool = True,
+) -> Probe:
+    """Probe a model; features are kept in `out` and computed only once.
+
+    Args:
+        checkpoint: of any layout.
+        train_list, test_list: lists with labels, or folders of class folders.
+        pool: see `encoder_features`; "time" keeps what happens when.
+        views: of each video, whose features are averaged.
+        seed: of the untrained encoder and of the held-out part.
+        baselines: do the same with an untrained encoder and with raw pixels.
+
+    Raises:
+        UsageError: lists without labels, or options that do not fit.
+        SavimaeError: a file that cannot be read, or scikit-learn is not installed.
+    """
+    _check_sklearn()
+    train, test = (_labelled(path, root) for path in (train_list, test_list))
+    unknown = sorted({_label(video) for video in test.videos} - {_label(v) for v in train.videos})
+    if unknown:
+        raise UsageError(f"{shown(test_list)}: no training video has its label {unknown[0]}")
+    pretrained = load_pretrained(checkpoint, machine.device)
+    try:
+        reader = ViewReader(pretrained.clips(sampling_rate), views or Views())
+        sources = _sources(pretrained, pool, machine, seed, baselines)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    scores = []
+    for name, source in sources.items():
+        both = []
+        for part, videos in (("train", train.videos), ("test", test.videos)):
+            path = os.path.join(out, f"{name.replace(' ', '-')}-{part}.npz")
+            title = f"{name}, {part} videos"
+            both.append(make_features(path, source, videos, reader, machine, title))
+        scores += score(name, both[0], both[1], [group_of(v.name) for v in train.videos], seed)
+    classes = train.classes or [str(n) for n in range(1 + max(map(_label, train.videos)))]
+    shared = shared_groups((v.name for v in train.videos), (v.name for v in test.videos))
+    return Probe(scores, classes, len(train.videos), len(test.videos), shared)
+
+
+def _sources(
+    pretrained: Pretrained, pool: str, machine: Machine, seed: int, baselines: bool
+) -> dict[str, Source]:
+    import torch
+
+    sources = {"pretrained": encoder_features(pretrained.model, pool, machine)}
+    if baselines:
+        torch.manual_seed(seed)
+        untrained = VideoMAE(pretrained.model.config).to(machine.device).eval()
+        sources["untrained"] = encoder_features(untrained, pool, machine)
+        sources["raw pixels"] = pixel_features(pretrained.model.config.tubelet_size)
+    return sources
+
+
+def _check_sklearn() -> None:
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise SavimaeError(
+            "probes need scikit-learn; install it with `pip install 'savimae[probe]'`"
+        ) from None
+
+
+def _labelled(path: str, root: str | None) -> VideoList:
+    found = find_readable_videos(path, root)
+    for video in found.videos:
+        if video.label is None:
+            raise UsageError(
+                f"{shown(path)}: {shown(video.path)} has no label; write `path label` lines, or "
+                "make the list with `savimae index`"
+            )
+    return found
+
+
+def _label(video: Video) -> int:
+    if video.label is None:
+        raise AssertionError("a video without a label")
+    return video.label
+
+
+# -------------------------------------------------------------------------------- classifiers
+
+
+def score(
+    name: str, train: Features, test: Features, groups: Sequence[str | None], seed: int
+) -> list[Score]:
+    """Both classifiers on one kind of features.
+
+    Args:
+        groups: the recording of each training video, None if unknown; videos of one are held out
+            together.
+    """
+    x_train, x_test = (each.values.reshape(len(each.values), -1) for each in (train, test))
+    scores = []
+    for classifier, fit in (("kNN", nearest_neighbours), ("linear", linear)):
+        classes, probabilities, detail = fit(x_train, train.labels, x_test, groups, seed)
+        order = classes[np.argsort(-probabilities, axis=1, kind="stable")]
+        hits = order == test.labels[:, None]
+        n = int(max(train.labels.max(), test.labels.max())) + 1
+        confusion = np.zeros((n, n), int)
+        np.add.at(confusion, (test.labels, order[:, 0]), 1)
+        scores.append(
+            Score(
+                name, classifier, float(hits[:, 0].mean()), float(hits[:, :5].any(1).mean()),
+                detail, confusion.tolist(),
+            )
+        )  # fmt: skip
+    return scores
+
+
+def nearest_neighbours(
+    x: np.ndarray, y: np.ndarray, x_test: np.ndarray, groups: Sequence[str | None], seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Weighted votes of the nearest training videos: exp(cosine similarity / 0.07) each.
+
+    Returns:
+        Classes [K], votes [tests, K] that add up to 1, and what was chosen.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    del groups, seed
+    k = min(NEIGHBOURS, len(x))
+    scaler = StandardScaler().fit(x)
+    model = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
+    ).fit(scaler.transform(x), y)  # fmt: skip
+    return model.classes_, model.predict_proba(scaler.transform(x_test)), f"k {k}"
+
+
+def linear(
+    x: np.ndarray, y: np.ndarray, x_test: np.ndarray, groups: Sequence[str | None], seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Logistic regression on standardised features, its C chosen on held-out training videos.
+
+    Returns: as `nearest_neighbours`.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def model(c: float) -> Any:
+        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+
+    kept, held = hold_out(y, groups, seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about convergence: the choice of C judges what came of it
+        accuracy = {c: model(c).fit(x[kept], y[kept]).score(x[held], y[held])
+                    for c in REGULARISATION}  # fmt: skip
+        best = max(accuracy, key=lambda c: (accuracy[c], -c))  # the smaller one of equals
+        fitted = model(best).fit(x, y)
+    detail = f"C {best:g}, {accuracy[best]:.3f} on held-out training videos"
+    return fitted.classes_, fitted.predict_proba(x_test), detail
+
+
+def hold_out(
+    y: np.ndarray, groups: Sequence[str | None], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A fifth of the videos, of every class, with videos of one recording on one side.
+
+    Returns:
+        Indices of the kept and of the held-out videos.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names = [group if group is not None else f"video {i}" for i, group in enumerate(groups)]
+    n_splits = max(2, min(HELD_OUT, len(set(names)), int(np.bincount(y).max())))
+    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about classes with fewer videos than parts
+        kept, held = next(splitter.split(np.zeros(len(y)), y, names))
+    return kept, held
+
+
+def probe_table(result: Probe) -> str:
+    """A row for each kind of features and classifier."""
+    rows = [["features", "classifier", "top-1", "top-5", "chosen"]]
+    rows += [
+        [each.features, each.classifier, f"{each.top1:.3f}", f"{each.top5:.3f}", each.detail]
+        for each in result.scores
+    ]
+    rows.append(["most common class", "", f"{result.chance:.3f}", "", ""])
+    return table(rows, n_left=2)
