@@ -119,10 +119,7 @@ class VideoMAE(nn.Module):
     Parameter names are those of published checkpoints; positions are fixed and not stored.
     """
 
-    encoder_positions: Tensor
     decoder_positions: Tensor
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(self, config: VideoMAEConfig):
         super().__init__()
@@ -131,14 +128,9 @@ class VideoMAE(nn.Module):
         self.encoder_to_decoder = nn.Linear(config.encoder_dim, config.decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
         self.decoder = Decoder(config)
-        for name, value in (
-            ("encoder_positions", sinusoid_positions(config.n_tokens, config.encoder_dim)),
-            ("decoder_positions", sinusoid_positions(config.n_tokens, config.decoder_dim)),
-            ("pixel_mean", torch.tensor(IMAGENET_MEAN)),
-            ("pixel_std", torch.tensor(IMAGENET_STD)),
-        ):
-            self.register_buffer(name, value, persistent=False)
-        self.apply(_initialize)
+        positions = sinusoid_positions(config.n_tokens, config.decoder_dim)
+        self.register_buffer("decoder_positions", positions, persistent=False)
+        self.apply(initialize)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, clips: Tensor, mask: Tensor) -> VideoMAEOutput:
@@ -151,6 +143,7 @@ class VideoMAE(nn.Module):
         Raises:
             ValueError: clips or mask do not fit the model.
         """
+        check_clips(clips, self.config)
         self._check(clips, mask)
         tokens = self.patchify(clips)
         decoded = self.decoded_tokens(mask)
@@ -183,29 +176,16 @@ class VideoMAE(nn.Module):
         Args:
             clips: `[B, T, H, W, 3]` RGB, uint8 or float in 0 to 1.
         """
-        self._check(clips, None)
-        n_clips, n = len(clips), self.config.n_tokens
-        everything = torch.arange(n_clips * n, device=clips.device)
-        lengths = torch.full((n_clips,), n, device=clips.device)
-        encoded = self._encode(self.patchify(clips), everything, lengths)
-        features = encoded.view(n_clips, n, -1).float()
+        features = self.encoder.whole(clips)
         return features, features.mean(1)
 
     def patchify(self, clips: Tensor) -> Tensor:
         """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
-        n_clips = len(clips)
-        t, p, grid = self.config.tubelet_size, self.config.patch_size, self.config.grid_size
-        # [B, T, H, W, 3] -> [B, T/t, t, H/P, P, W/P, P, 3] -> [B, T/t, H/P, W/P, t, P, P, 3]
-        parts = clips.reshape(n_clips, -1, t, grid, p, grid, p, CHANNELS)
-        return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, self.config.token_values)
+        return patchify(clips, self.config)
 
     def _encode(self, tokens: Tensor, visible: Tensor, lengths: Tensor) -> Tensor:
         """Packed features `[V, D]` of the tokens `[B * N, t*P*P*3]` at `visible`."""
-        pixels = _unit_float(tokens[visible]).view(-1, CHANNELS)
-        pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(visible), -1)
-        hidden = self.encoder.patch_embed(pixels)
-        hidden = hidden + self.encoder_positions[visible % self.config.n_tokens].to(hidden.dtype)
-        return self.encoder(hidden, lengths)
+        return self.encoder(tokens[visible], visible % self.config.n_tokens, lengths)
 
     def _target(self, tokens: Tensor, wanted: Tensor) -> Tensor:
         """Pixels in 0 to 1 of the tokens at `wanted`, normalised: float32 `[M, t*P*P*3]`."""
@@ -226,15 +206,8 @@ class VideoMAE(nn.Module):
         )
         return mask & keeps.to(mask.device)
 
-    def _check(self, clips: Tensor, mask: Tensor | None) -> None:
+    def _check(self, clips: Tensor, mask: Tensor) -> None:
         c = self.config
-        expected = (c.num_frames, c.image_size, c.image_size, CHANNELS)
-        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
-            raise ValueError(
-                f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]"
-            )
-        if mask is None:
-            return
         if mask.dtype != torch.bool or tuple(mask.shape) != (len(clips), c.n_tokens):
             raise ValueError(
                 f"mask is {mask.dtype} {list(mask.shape)}, the model wants bool "
@@ -247,20 +220,63 @@ class VideoMAE(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Patch embedding, transformer blocks, norm."""
+    """Patch embedding, transformer blocks, norm.
 
-    def __init__(self, config: VideoMAEConfig):
+    Args:
+        has_norm: without, the last norm is left to what follows, as in fine-tuned models.
+    """
+
+    positions: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: VideoMAEConfig, has_norm: bool = True):
         super().__init__()
+        self.config = config
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(
             Block(config.encoder_dim, config.encoder_heads) for _ in range(config.encoder_depth)
         )
-        self.norm = nn.LayerNorm(config.encoder_dim, eps=LAYER_NORM_EPS)
-        self.checkpoint_activations = config.checkpoint_activations
+        norm = nn.LayerNorm(config.encoder_dim, eps=LAYER_NORM_EPS)
+        self.norm: nn.Module = norm if has_norm else nn.Identity()
+        for name, value in (
+            ("positions", sinusoid_positions(config.n_tokens, config.encoder_dim)),
+            ("pixel_mean", torch.tensor(IMAGENET_MEAN)),
+            ("pixel_std", torch.tensor(IMAGENET_STD)),
+        ):
+            self.register_buffer(name, value, persistent=False)
 
-    def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """Packed tokens `[V, D]` of clips with these lengths `[B]` -> features `[V, D]`."""
-        return self.norm(_run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations))
+    def forward(
+        self, tokens: Tensor, places: Tensor, lengths: Tensor, branches: Tensor | None = None
+    ) -> Tensor:
+        """Packed tokens of clips with these lengths `[B]` -> features `[V, D]`.
+
+        Args:
+            tokens: pixels `[V, t*P*P*3]`, uint8 or float in 0 to 1.
+            places: of the tokens in their clip, int `[V]`, 0 to N - 1.
+            branches: float `[depth, 2, B]`, what the residual branches (attention, MLP) of each
+                block are multiplied with for each clip: stochastic depth. None: 1.
+        """
+        pixels = _unit_float(tokens).view(-1, CHANNELS)
+        pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(tokens), -1)
+        hidden = self.patch_embed(pixels)
+        hidden = hidden + self.positions[places].to(hidden.dtype)
+        return self.norm(
+            _run_blocks(self.blocks, hidden, lengths, self.config.checkpoint_activations, branches)
+        )
+
+    def whole(self, clips: Tensor, branches: Tensor | None = None) -> Tensor:
+        """Features of all tokens of unmasked clips `[B, T, H, W, 3]`: float32 `[B, N, D]`.
+
+        Raises:
+            ValueError: clips that do not fit the model.
+        """
+        check_clips(clips, self.config)
+        n_clips, n = len(clips), self.config.n_tokens
+        places = torch.arange(n, device=clips.device).repeat(n_clips)
+        lengths = torch.full((n_clips,), n, device=clips.device)
+        encoded = self(patchify(clips, self.config), places, lengths, branches)
+        return encoded.view(n_clips, n, -1).float()
 
 
 class Decoder(nn.Module):
@@ -277,7 +293,7 @@ class Decoder(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
         """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*3]` of the rows `wanted` `[M]`."""
-        hidden = _run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations)
+        hidden = _run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations, None)
         return self.head(self.norm(hidden.index_select(0, wanted)))
 
 
@@ -306,9 +322,13 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = MLP(dim)
 
-    def forward(self, hidden: Tensor, layout: Layout) -> Tensor:
-        hidden = hidden + self.attn(self.norm1(hidden), layout)
-        return hidden + self.mlp(self.norm2(hidden))
+    def forward(self, hidden: Tensor, layout: Layout, branches: Tensor | None) -> Tensor:
+        """Packed tokens `[rows, D]`; `branches` `[2, rows, 1]` multiplies attention and MLP."""
+        if branches is None:
+            hidden = hidden + self.attn(self.norm1(hidden), layout)
+            return hidden + self.mlp(self.norm2(hidden))
+        hidden = hidden + branches[0] * self.attn(self.norm1(hidden), layout)
+        return hidden + branches[1] * self.mlp(self.norm2(hidden))
 
 
 class Attention(nn.Module):
@@ -402,18 +422,40 @@ def _use_fused_attention(query: Tensor) -> bool:
 
 
 def _run_blocks(
-    blocks: nn.ModuleList, hidden: Tensor, lengths: Tensor, checkpoint_activations: bool
+    blocks: nn.ModuleList,
+    hidden: Tensor,
+    lengths: Tensor,
+    checkpoint_activations: bool,
+    branches: Tensor | None,
 ) -> Tensor:
     layout = Layout.of(lengths)
-    for block in blocks:
+    for index, block in enumerate(blocks):
+        rows = None
+        if branches is not None:  # [2, B] -> [2, rows, 1]
+            rows = branches[index].repeat_interleave(lengths, 1)[..., None].to(hidden.dtype)
         if checkpoint_activations and hidden.requires_grad:
-            hidden = checkpoint(block, hidden, layout, use_reentrant=False)
+            hidden = checkpoint(block, hidden, layout, rows, use_reentrant=False)
         else:
-            hidden = block(hidden, layout)
+            hidden = block(hidden, layout, rows)
     return hidden
 
 
 # -------------------------------------------------------------------------------- definitions
+
+
+def patchify(clips: Tensor, config: VideoMAEConfig) -> Tensor:
+    """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
+    t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
+    # [B, T, H, W, 3] -> [B, T/t, t, H/P, P, W/P, P, 3] -> [B, T/t, H/P, W/P, t, P, P, 3]
+    parts = clips.reshape(len(clips), -1, t, grid, p, grid, p, CHANNELS)
+    return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, config.token_values)
+
+
+def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
+    """Raises ValueError for clips that are not `[B, T, H, W, 3]` with the model's sizes."""
+    expected = (config.num_frames, config.image_size, config.image_size, CHANNELS)
+    if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+        raise ValueError(f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]")
 
 
 def sinusoid_positions(n: int, dim: int) -> Tensor:
@@ -451,7 +493,7 @@ def _unit_float(tokens: Tensor) -> Tensor:
     return tokens.float() / 255 if tokens.dtype == torch.uint8 else tokens.float()
 
 
-def _initialize(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Xavier-uniform linear layers (the patch embedding is one), zero biases."""
     if isinstance(module, nn.Linear | nn.Conv3d):
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
