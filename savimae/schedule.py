@@ -6,8 +6,6 @@ import dataclasses
 import math
 
 DEFAULT_WARMUP_SHARE = 0.1  # of the epochs
-MAX_DEFAULT_WARMUP_EPOCHS = 40
-MIN_LR = 1e-5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +43,6 @@ class Schedule:
         return self.min_lr + (self.peak_lr - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def default_warmup_epochs(epochs: int) -> float:
-    """A tenth of the epochs, at most the 40 of published runs."""
-    return min(DEFAULT_WARMUP_SHARE * epochs, MAX_DEFAULT_WARMUP_EPOCHS)
+def default_warmup_epochs(epochs: int, longest: float) -> float:
+    """A tenth of the epochs, at most the `longest`, which published runs have."""
+    return min(DEFAULT_WARMUP_SHARE * epochs, longest)

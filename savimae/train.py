@@ -5,9 +5,7 @@ Legend: B clips, T frames, S input size, N tokens of a clip. Masks: True = maske
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import os
 import sys
 import time
@@ -16,48 +14,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from savimae.arrays import array_path
-from savimae.batches import Plan
-from savimae.checkpoint import (
-    last_checkpoint,
-    read_training_checkpoint,
-    remove_temporary,
-)
 from savimae.clips import Clip, ClipConfig, ClipReader
-from savimae.config import CONFIG, SaliencyConfig, record_config
+from savimae.config import CONFIG, SaliencyConfig
 from savimae.convert import check_parameters, load_weights
-from savimae.cores import available_cores
-from savimae.devices import PRECISIONS, check_compiler, choose_device, choose_precision
-from savimae.distributed import World, find_world, joined
+from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError, shown
 from savimae.files import read_json
-from savimae.kernels.patches import compile_kernels
 from savimae.lists import Video, VideoList, find_videos
-from savimae.loop import Loop, LoopConfig, SaveEvery, StopSignals, make_optimizer, versions
+from savimae.loop import Loop, make_optimizer
 from savimae.masking import MaskSpec, draw_masks
 from savimae.model import VideoMAE, VideoMAEConfig, model_config, step_flops
-from savimae.progress import duration
 from savimae.randomness import REPLACEMENT, sample_keys, uniform
-from savimae.runs import check_tensorboard
-from savimae.schedule import MIN_LR, Schedule, default_warmup_epochs
+from savimae.run import (
+    RunConfig,
+    Setup,
+    common_settings,
+    named_process,
+    names_digest,
+    print_plan,
+    print_steps,
+    run,
+    set_up,
+)
 from savimae.video import VideoError
 
-BASE_LR = 1.5e-4  # per 256 clips of the effective batch
-SMALL_LR = 1e-5  # below it AdamW hardly moves in a run of ordinary length
 BAD_VIDEO_POLICIES = ("stop", "skip")
 MAX_REPLACEMENTS = 20  # videos that may fail one after the other
-RESUME_AUTO, RESUME_NEVER = "auto", "never"
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """Everything that `savimae train` can be told."""
 
-    data: str  # a list, or a folder of videos
-    out: str  # the run's folder
-    root: str | None = None  # where a list's relative paths start
     saliency_root: str | None = None
     saliency_threshold: float | None = None  # where it is computed from the clips; None: 0.5
 
@@ -80,48 +71,16 @@ class TrainConfig:
     hflip: bool = False
     on_bad_video: str = "stop"
 
-    epochs: int = 800
-    batch_size: int = 8
-    accumulate: int = 1
-    lr: float | None = None  # the greatest; None: base_lr * effective batch / 256
-    base_lr: float | None = None  # None: 1.5e-4
-    min_lr: float | None = None  # None: 1e-5, or a tenth of the greatest if that is less
-    warmup_epochs: float | None = None  # None: a tenth of the epochs, at most 40
-    weight_decay: float = 0.05
-    clip_grad: float | None = None
-    seed: int = 0
-
-    device: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    workers: int | None = None
-    compile: bool = False
-    checkpoint_activations: bool = False
-
-    resume: str = RESUME_AUTO
-    save_every: tuple[SaveEvery, ...] = (SaveEvery(epochs=10), SaveEvery(minutes=15))
-    keep: int = 3
-    log_every: int = 10
-    tensorboard: bool = False
-
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        super().__post_init__()
         if self.on_bad_video not in BAD_VIDEO_POLICIES:
             known = ", ".join(BAD_VIDEO_POLICIES)
             raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
-        if self.lr is not None and self.base_lr is not None:
-            raise ValueError("give --lr or --base-lr, not both")
-        if self.clip_grad is not None and not self.clip_grad > 0:
-            raise ValueError(f"clip_grad must be above 0, not {self.clip_grad}")
         if self.saliency_threshold is not None and self.saliency_root and self.augment == "none":
             raise ValueError(
                 "--saliency-threshold is for saliency that is computed from the clips; the arrays "
                 "of --saliency-root have theirs, see `savimae preprocess --threshold`"
             )
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
 
     def of_model(self) -> VideoMAEConfig:
         """Shape of the model. Raises ValueError for a shape that cannot be."""
@@ -154,24 +113,6 @@ class TrainConfig:
         if self.saliency_threshold is None:
             return SaliencyConfig(model.image_size, model.patch_size)
         return SaliencyConfig(model.image_size, model.patch_size, self.saliency_threshold)
-
-    def schedule(self, plan: Plan) -> Schedule:
-        """Raises ValueError for a warm-up as long as the run, or rates that do not fit."""
-        peak = self.lr
-        if peak is None:
-            base_lr = BASE_LR if self.base_lr is None else self.base_lr
-            peak = base_lr * plan.effective_batch / 256
-        min_lr = min(MIN_LR, peak / 10) if self.min_lr is None else self.min_lr
-        warmup = self.warmup_epochs
-        if warmup is None:
-            warmup = default_warmup_epochs(self.epochs)
-        if not 0 <= warmup < self.epochs:
-            raise ValueError(
-                f"a warm-up of {warmup:g} epochs leaves nothing of a run of {self.epochs}; give a "
-                "shorter --warmup-epochs or more --epochs"
-            )
-        steps = plan.steps_per_epoch
-        return Schedule(peak, min_lr, self.epochs * steps, int(warmup * steps))
 
 
 # ---------------------------------------------------------------------------------- the task
@@ -308,94 +249,97 @@ def train(config: TrainConfig) -> int:
         SavimaeError: data or a checkpoint that cannot be read, a loss that is not finite, a
             process that is gone.
     """
-    world = find_world()
-    try:
-        return _train(config, world)
-    except SavimaeError as error:
-        if world.size == 1:
-            raise
-        raise type(error)(f"process {world.rank} of {world.size}: {error}") from error
+    with named_process() as world:
+        found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
+        setup = set_up(config, world, len(found.videos))
+        return run(setup, PretrainingJob(config, setup, found))
 
 
-def _train(config: TrainConfig, world: World) -> int:
-    device = choose_device(config.device, world)
-    torch.set_num_threads(config.threads or max(1, available_cores() // world.sharing))
-    if config.tensorboard:
-        check_tensorboard()
-    if config.compile and device.type == "cpu":
-        check_compiler()
-    found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
-    try:
-        plan = Plan(len(found.videos), config.batch_size, config.accumulate, world, config.seed)
-        schedule = config.schedule(plan)
-        masks, shape = config.of_masks(), config.of_model()
-        reader = ClipReader(
-            config.of_clips(), config.of_saliency(), shape.tubelet_size, config.saliency_root
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    _report_unreadable(found, config.on_bad_video, world)
-    if reader.saliency_root is not None:
-        check_arrays(found.videos, reader.saliency_root, shape)
-    precision = choose_precision(_begun_with(config), device)
-    settings = _settings(config, plan, schedule, found.videos, reader, precision)
-    # Signals end the process at once until it has met the others: there is nothing to save yet.
-    with joined(world, device), StopSignals() as signals:
-        # Everything that all processes check by themselves has passed; from here the first leads.
-        if world.is_main:
-            content = _checkpoint_to_resume(config, settings)
-            _record(config.out, settings)
-            remove_temporary(config.out)
-            compile_kernels()
-        world.sum([0])
-        if not world.is_main:
-            content = _checkpoint_to_resume(config, settings)
+class PretrainingJob:
+    """Pretraining as a job of `run`.
 
-        torch.manual_seed(config.seed)
-        model = VideoMAE(shape)
-        if config.init is not None and content is None:
-            _initialize_from(model, config.init)
-        model.to(device)
-        if config.compile:
-            for block in (*model.encoder.blocks, *model.decoder.blocks):
-                block.compile(dynamic=True)
-        task = Pretraining(
-            model, found.videos, reader, masks, config.seed, config.on_bad_video, device
-        )
-        workers = config.workers
-        if workers is None:
-            workers = max(1, torch.get_num_threads() // 4)
-        loop_config = LoopConfig(
-            config.out, config.epochs, device, precision, workers, config.save_every,
-            config.keep, config.log_every, config.clip_grad, config.tensorboard,
+    Raises:
+        UsageError: options that do not fit each other or the data.
+        SavimaeError: data that cannot be read.
+    """
+
+    def __init__(self, config: TrainConfig, setup: Setup, found: VideoList):
+        self.config = config
+        self.setup = setup
+        self.videos = found.videos
+        try:
+            self.masks, self.shape = config.of_masks(), config.of_model()
+            self.reader = ClipReader(
+                config.of_clips(), config.of_saliency(), self.shape.tubelet_size,
+                config.saliency_root,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        _report_unreadable(found, config.on_bad_video, setup.world)
+        if self.reader.saliency_root is not None:
+            check_arrays(found.videos, self.reader.saliency_root, self.shape)
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.shape)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        config, masks, reader = self.config, self.masks, self.reader
+        ratios = ["salient_ratio", "nonsalient_ratio"] if masks.uses_saliency else ["ratio"]
+        shape = dataclasses.asdict(self.shape)
+        del shape["checkpoint_activations"]
+        return {
+            "output": "pretraining",
+            "videos": names_digest(self.videos),
+            "mask_type": masks.kind,
+            **{f"mask_{name}": getattr(masks, name) for name in ratios},
+            "saliency": "computed" if reader.saliency_root is None else "arrays",
+            **({} if reader.saliency_root else {"saliency_threshold": reader.saliency.threshold}),
+            "sampling_rate": config.sampling_rate,
+            "augment": config.augment,
+            "hflip": config.hflip,
+            **shape,
+            "init": config.init,
+            **common_settings(self.setup),
+        }
+
+    def build(self, is_new: bool) -> Pretraining:
+        model = VideoMAE(self.shape)
+        if self.config.init is not None and is_new:
+            _initialize_from(model, self.config.init)
+        return Pretraining(
+            model.to(self.setup.device), self.videos, self.reader, self.masks, self.config.seed,
+            self.config.on_bad_video, self.setup.device,
         )  # fmt: skip
-        loop = Loop(
-            task, make_optimizer(model, config.weight_decay), plan, schedule, loop_config,
-            settings, dataclasses.asdict(shape),
-        )  # fmt: skip
-        if content is not None:
-            loop.restore(content)
-        world.share_state(model)
-        if loop.step == loop.total_steps:
-            if world.is_main:
-                print(f"{shown(config.out)}: all {loop.total_steps} steps are done")
-            return 0
-        _print_plan(config, loop, task, precision, workers)
-        code = loop.run(signals, _start_event(config, loop, workers))
-        if world.is_main and code == 0:
-            print(f"{shown(config.out)}: {loop.total_steps} steps done")
-        return code
 
+    def make_optimizer(self, task: Pretraining) -> torch.optim.Optimizer:
+        return make_optimizer(task.model, self.config.weight_decay)
 
-def _begun_with(config: TrainConfig) -> str:
-    """The precision that is asked for; of a run that goes on, auto is the one it began with."""
-    if config.precision == "auto":
-        # A new run has none; a broken config.json is reported where it is used.
-        with contextlib.suppress(OSError, ValueError):
-            recorded = read_json(os.path.join(config.out, CONFIG)).get("precision")
-            if recorded in PRECISIONS:
-                return str(recorded)
-    return config.precision
+    def blocks(self, task: Pretraining) -> list[nn.Module]:
+        return [*task.model.encoder.blocks, *task.model.decoder.blocks]
+
+    def start_event(self) -> dict[str, Any]:
+        return {"saliency_root": self.config.saliency_root}
+
+    def print_plan(self, loop: Loop, task: Pretraining) -> None:
+        config, shape = self.config, self.shape
+        n_parameters = sum(each.numel() for each in task.model.parameters()) / 1e6
+        print_plan(
+            self.setup,
+            f"clips of {shape.num_frames} frames, {config.sampling_rate} apart, "
+            f"{shape.image_size}x{shape.image_size}",
+            f"{config.model}: {n_parameters:.2f} M parameters, {shape.n_tokens} tokens a clip",
+        )
+        source = f"arrays of {shown(config.saliency_root)}" if config.saliency_root else "the clips"
+        if config.saliency_root and self.reader.saliency_root is None:
+            source = "the cropped clips (crops move the grid of the arrays)"
+        visible, seconds_a_clip = _try_clips(loop, task, self.setup.precision)
+        print(
+            f"{config.mask_type} masks, saliency from {source}: about {visible:.0f} of "
+            f"{shape.n_tokens} tokens visible"
+        )
+        print_steps(loop, seconds_a_clip)
 
 
 def _report_unreadable(found: VideoList, policy: str, world: World) -> None:
@@ -451,153 +395,11 @@ def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> N
         )
 
 
-def _settings(
-    config: TrainConfig,
-    plan: Plan,
-    schedule: Schedule,
-    videos: Sequence[Video],
-    reader: ClipReader,
-    precision: str,
-) -> dict[str, Any]:
-    """What makes two runs the same run. How it is spread over processes does not."""
-    masks = config.of_masks()
-    ratios = ["salient_ratio", "nonsalient_ratio"] if masks.uses_saliency else ["ratio"]
-    shape = dataclasses.asdict(config.of_model())
-    del shape["checkpoint_activations"]
-    names = "\n".join(video.name for video in videos).encode("utf-8", "surrogateescape")
-    return {
-        "output": "pretraining",
-        "videos": f"{len(videos)} ({hashlib.sha256(names).hexdigest()[:12]})",
-        "mask_type": masks.kind,
-        **{f"mask_{name}": getattr(masks, name) for name in ratios},
-        "saliency": "computed" if reader.saliency_root is None else "arrays",
-        **({} if reader.saliency_root else {"saliency_threshold": reader.saliency.threshold}),
-        "sampling_rate": config.sampling_rate,
-        "augment": config.augment,
-        "hflip": config.hflip,
-        **shape,
-        "init": config.init,
-        "epochs": config.epochs,
-        "effective_batch": plan.effective_batch,
-        "lr": schedule.peak_lr,
-        "min_lr": schedule.min_lr,
-        "warmup_steps": schedule.warmup_steps,
-        "weight_decay": config.weight_decay,
-        "clip_grad": config.clip_grad,
-        "seed": config.seed,
-        "precision": precision,
-    }
-
-
-def _checkpoint_to_resume(config: TrainConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint to go on from, if there is one.
-
-    Raises:
-        UsageError: it is of a run with other settings; or --resume never, and there is one.
-        SavimaeError: it cannot be read.
-    """
-    last = last_checkpoint(config.out)
-    if config.resume == RESUME_NEVER:
-        if last is not None:
-            raise UsageError(
-                f"{shown(config.out)} holds a run and --resume is never; choose another --out"
-            )
-        return None
-    path = last if config.resume == RESUME_AUTO else config.resume
-    if path is not None and os.path.isdir(path):
-        path = last_checkpoint(path)
-        if path is None:
-            raise UsageError(f"{shown(config.resume)}: a folder without checkpoints of a run")
-    if path is None:
-        return None
-    content = read_training_checkpoint(path)
-    recorded = content["settings"]
-    differing = [
-        f"{key} is {recorded.get(key)!r} there and {settings.get(key)!r} here"
-        for key in sorted(settings.keys() | recorded.keys())
-        if settings.get(key) != recorded.get(key)
-    ]
-    if differing:
-        raise UsageError(
-            f"{shown(path)} is of a run with other settings: {'; '.join(differing)}. To start from "
-            "its weights only, choose another --out and give it to --init"
-        )
-    return content
-
-
-def _record(run: str, settings: dict[str, Any]) -> None:
-    """Write config.json, or refuse a folder that holds another run or something else.
-
-    Raises:
-        UsageError, SavimaeError: as `record_config`; or `run` is a file.
-    """
-    if os.path.exists(run) and not os.path.isdir(run):
-        raise UsageError(f"{shown(run)} is a file; name a folder for the run")
-    path = os.path.join(run, CONFIG)
-    if last_checkpoint(run) is None:  # a run that failed before it saved anything: begin again
-        with contextlib.suppress(OSError, ValueError):
-            if read_json(path).get("output") == settings["output"]:
-                os.unlink(path)
-    record_config(run, settings)
-
-
 def _initialize_from(model: VideoMAE, path: str) -> None:
     """Start from weights of any layout that `convert` knows; their shape must be the model's."""
     weights = load_weights(path)
     check_parameters(path, weights.state, model.config)
     model.load_state_dict(weights.state)
-
-
-# ---------------------------------------------------------------------------- what is printed
-
-
-def _print_plan(
-    config: TrainConfig, loop: Loop, task: Pretraining, precision: str, workers: int
-) -> None:
-    """What is about to happen, before the first step: sizes, rates, visible tokens, time."""
-    if not loop.world.is_main:
-        return
-    plan, shape = loop.plan, task.model.config
-    n_parameters = sum(each.numel() for each in task.model.parameters())
-    print(
-        f"{shown(config.data)}: {plan.n_samples} videos; clips of {shape.num_frames} frames, "
-        f"{config.sampling_rate} apart, {shape.image_size}x{shape.image_size}\n"
-        f"{config.model}: {n_parameters / 1e6:.2f} M parameters, {shape.n_tokens} tokens a clip; "
-        f"{precision} on {task.device.type}, {torch.get_num_threads()} threads, "
-        f"{workers} loading clips\n"
-        f"effective batch {plan.effective_batch} = {plan.batch_size} clips x {plan.accumulate} "
-        f"accumulated x {plan.world.size} processes\n"
-        f"learning rate up to {loop.schedule.peak_lr:.3g}, {_explained(config, plan)}; "
-        f"{loop.schedule.warmup_steps} steps of warm-up, then down to {loop.schedule.min_lr:.3g}",
-        flush=True,
-    )
-    if loop.schedule.peak_lr < SMALL_LR:
-        print(
-            f"note: a learning rate of {loop.schedule.peak_lr:.3g} is very small; --accumulate "
-            "makes the effective batch larger, --lr sets the rate itself",
-            flush=True,
-        )
-    source = f"arrays of {shown(config.saliency_root)}" if config.saliency_root else "the clips"
-    if config.saliency_root and task.reader.saliency_root is None:
-        source = "the cropped clips (crops move the grid of the arrays)"
-    visible, seconds_a_clip = _try_clips(loop, task, precision)
-    left = loop.total_steps - loop.step
-    n_clips = left / plan.steps_per_epoch * plan.n_samples
-    expected_s = n_clips * seconds_a_clip / plan.world.size
-    where = f"resuming at step {loop.step}, {left} left of" if loop.step else ""
-    print(
-        f"{config.mask_type} masks, saliency from {source}: about {visible:.0f} of "
-        f"{shape.n_tokens} tokens visible\n"
-        f"{where or 'steps:'} {loop.total_steps} ({config.epochs} epochs of "
-        f"{plan.steps_per_epoch}); expected time about {duration(expected_s)}",
-        flush=True,
-    )
-
-
-def _explained(config: TrainConfig, plan: Plan) -> str:
-    if config.lr is not None:
-        return "as given"
-    return f"{config.base_lr or BASE_LR:.3g} x {plan.effective_batch} / 256"
 
 
 def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, float]:
@@ -620,21 +422,3 @@ def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, fl
             task.loss(few)
             seconds = time.perf_counter() - start
     return visible, 3 * seconds / len(batch)
-
-
-def _start_event(config: TrainConfig, loop: Loop, workers: int) -> dict[str, Any]:
-    return {
-        "event": "start",
-        "step": loop.step,
-        "total_steps": loop.total_steps,
-        "time": round(time.time(), 1),
-        "data": config.data,
-        "saliency_root": config.saliency_root,
-        "processes": loop.world.size,
-        "batch_size": config.batch_size,
-        "accumulate": config.accumulate,
-        "device": loop.config.device.type,
-        "threads": torch.get_num_threads(),
-        "workers": workers,
-        "versions": versions(),
-    }

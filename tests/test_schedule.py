@@ -33,7 +33,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(30, 3), (800, 40), (400, 40), (5, 0.5)])
 def test_default_warmup(epochs, warmup):
-    assert default_warmup_epochs(epochs) == warmup
+    assert default_warmup_epochs(epochs, longest=40) == warmup
 
 
 @pytest.mark.parametrize(
