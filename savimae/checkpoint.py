@@ -11,6 +11,7 @@ A checkpoint holds tensors and plain data only, and loads with `weights_only=Tru
 | `settings`  | of the run; a run with others does not resume from it                   |
 | `interval`  | sums since the last line of the log                                     |
 | `versions`  | of savimae, Python, torch and NumPy                                     |
+| `extra`     | what the task keeps beside: averaged weights of fine-tuning             |
 
 `last.pt` is another name (a hard link) of the newest one.
 """

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from savimae import __version__
-from savimae.cli_judge import evaluate, features, probe, reconstruct
+from savimae.cli_judge import evaluate, features, finetune, probe, reconstruct
 from savimae.cli_options import (
     PATH,
+    SAVING,
     SEED,
+    TRAINING_MACHINE,
     GroupedCommand,
     array_options,
     both_spellings,
+    optimization_options,
     option_group,
     saliency_config,
     saliency_options,
@@ -57,7 +60,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (slurm, reconstruct, evaluate, features, probe):
+for command in (slurm, reconstruct, evaluate, features, probe, finetune):
     cli.add_command(command)
 
 
@@ -466,82 +469,9 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="When one cannot be decoded. skip: use another, say so, count it.",
     ),
 )
-@option_group(
-    "Optimization",
-    click.option(
-        "--accumulate",
-        type=int,
-        default=1,
-        show_default=True,
-        help="Batches that make up a step.",
-    ),
-    click.option(
-        "--base-lr",
-        type=float,
-        help="Learning rate for an effective batch of 256; it grows with the batch.  [1.5e-4]",
-    ),
-    click.option("--lr", type=float, help="The learning rate itself, instead of --base-lr."),
-    click.option("--min-lr", type=float, help="[1e-5, or a tenth of the rate if that is less]"),
-    click.option("--warmup-epochs", type=float, help="[a tenth of the epochs, at most 40]"),
-    click.option("--weight-decay", type=float, default=0.05, show_default=True),
-    click.option("--clip-grad", type=float, help="Greatest norm of the gradient.  [none]"),
-    click.option("--seed", type=SEED, default=0, show_default=True),
-)
-@option_group(
-    "Machine",
-    click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
-    ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "bf16", "fp32"]),
-        default="auto",
-        show_default=True,
-        help="auto: bf16 where the processor has it.",
-    ),
-    click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
-    click.option(
-        "--workers",
-        "--num-workers",
-        "workers",
-        type=click.IntRange(0),
-        help="Threads that load clips; 0: none beside.  [a quarter of --threads]",
-    ),
-    click.option("--compile", is_flag=True, help="Compile the model with torch.compile."),
-    click.option("--checkpoint-activations", is_flag=True, help="Less memory, a third more work."),
-    click.option(
-        "--allocator",
-        type=click.Choice(["keep", "default"]),
-        default="keep",
-        show_default=True,
-        help="keep: the C library keeps freed memory, which is much faster (Linux).",
-    ),
-)
-@option_group(
-    "Saving and logging",
-    click.option(
-        "--resume",
-        default="auto",
-        show_default=True,
-        metavar="auto|never|PATH",
-        help="auto: go on where RUN was left.",
-    ),
-    click.option(
-        "--save-every",
-        multiple=True,
-        default=("10ep", "15min"),
-        show_default=True,
-        metavar="10ep|200steps|15min",
-        help="May be repeated.",
-    ),
-    click.option(
-        "--keep", type=int, default=3, show_default=True, help="Checkpoints that are kept."
-    ),
-    click.option(
-        "--log-every", type=int, default=10, show_default=True, help="Steps of a line of the log."
-    ),
-    click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard as well."),
-)
+@optimization_options("1.5e-4", "1e-5, or a tenth of the rate if that is less", 40)
+@TRAINING_MACHINE
+@SAVING
 def train(allocator: str, **options: Any) -> int:
     """Pretrain a VideoMAE on videos, masking salient patches less.
 

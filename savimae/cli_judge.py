@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from savimae.cli_options import PATH, SEED, GroupedCommand, option_group
+from savimae.cli_options import (
+    PATH,
+    SAVING,
+    SEED,
+    TRAINING_MACHINE,
+    GroupedCommand,
+    optimization_options,
+    option_group,
+)
 from savimae.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -247,3 +255,95 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
     click.echo(f"{result.n_train} training videos, {result.n_test} test videos")
     click.echo(probe_table(result))
     click.echo(f"wrote {shown(out)}/probe.json\nwrote {shown(picture)}")
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "The ones that matter",
+    click.option("--train", "data", type=PATH, required=True, metavar="LIST", help="Videos."),
+    click.option("--test", type=PATH, required=True, metavar="LIST", help="Videos of the test."),
+    click.option(
+        "--out", type=PATH, required=True, metavar="RUN",
+        help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",
+    ),
+    click.option("--epochs", type=int, default=100, show_default=True),
+    click.option(
+        "--batch-size", type=int, default=8, show_default=True,
+        help="Clips at a time, of each process.",
+    ),
+    click.option(
+        "--untrained", is_flag=True, help="Take the checkpoint's shape only, for comparison."
+    ),
+)  # fmt: skip
+@option_group(
+    "Clips",
+    click.option("--root", type=PATH, help="Where a list's relative paths start."),
+    click.option("--sampling-rate", type=int, help="[as the model was pretrained, else 4]"),
+    click.option(
+        "--smallest-crop", type=float, default=0.08, show_default=True,
+        help="Share of the frame's area that random crops have at least; 1: whole frames.",
+    ),
+    click.option("--hflip/--no-hflip", default=True, show_default=True, help="Mirror every other."),
+    click.option(
+        "--erasing", type=float, default=0.25, show_default=True, help="Share of clips with a hole."
+    ),
+    click.option("--mixup", type=float, default=0.8, show_default=True, help="0: never."),
+    click.option("--cutmix", type=float, default=1.0, show_default=True, help="0: never."),
+)  # fmt: skip
+@option_group(
+    "Regularisation",
+    click.option("--label-smoothing", type=float, default=0.1, show_default=True),
+    click.option(
+        "--layer-decay", type=float, default=0.75, show_default=True,
+        help="Learning rate of a layer over that of the layer above.",
+    ),
+    click.option("--drop-path", type=float, default=0.1, show_default=True),
+    click.option(
+        "--head-scale", type=float, default=0.001, show_default=True,
+        help="Of the initial weights of the last layer.",
+    ),
+    click.option(
+        "--ema", type=float, default=0.0, show_default=True,
+        help="Decay of averaged weights, such as 0.9999, which are then tested; 0: none.",
+    ),
+)  # fmt: skip
+@option_group(
+    "Test",
+    click.option("--test-clips", type=int, default=5, show_default=True),
+    click.option(
+        "--test-crops", type=click.IntRange(0), default=3, show_default=True,
+        help="Squares along the longer side; 0: whole frames, pressed.",
+    ),
+    click.option(
+        "--test-every", type=int, default=0, show_default=True, metavar="EPOCHS",
+        help="0: at the end only.",
+    ),
+)  # fmt: skip
+@optimization_options("5e-4", "1e-6, or a tenth of the rate if that is less", 5)
+@TRAINING_MACHINE
+@SAVING
+def finetune(
+    checkpoint: str, allocator: str, test_crops: int, save_every: tuple[str, ...], **options: Any
+) -> int:
+    """Fine-tune a classifier on a pretrained encoder, and test it.
+
+    Lists hold `path label` lines; folders of class folders will do. The test averages the softmax
+    over clips and crops. Resuming, signals, log and many processes are as in `train`.
+    """
+    from savimae.allocator import keep_memory
+
+    if allocator == "keep":
+        keep_memory()  # before the first tensor
+    from savimae.finetune import FinetuneConfig
+    from savimae.finetune import finetune as run
+    from savimae.loop import SaveEvery
+
+    try:
+        config = FinetuneConfig(
+            checkpoint=checkpoint, test_crops=test_crops or None,
+            save_every=tuple(map(SaveEvery.parse, save_every)), **options,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return run(config)

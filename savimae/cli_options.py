@@ -128,3 +128,88 @@ def option_group(title: str, *options: Callable[..., Any]) -> Callable[..., Any]
         return command
 
     return decorate
+
+
+def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[..., Any]:
+    """How a model learns; the arguments are the defaults, as the help shows them."""
+    return option_group(
+        "Optimization",
+        click.option(
+            "--accumulate",
+            type=int,
+            default=1,
+            show_default=True,
+            help="Batches that make up a step.",
+        ),
+        click.option(
+            "--base-lr",
+            type=float,
+            help=f"Rate for an effective batch of 256; it grows with the batch.  [{base_lr}]",
+        ),
+        click.option("--lr", type=float, help="The learning rate itself, instead of --base-lr."),
+        click.option("--min-lr", type=float, help=f"[{min_lr}]"),
+        click.option(
+            "--warmup-epochs", type=float, help=f"[a tenth of the epochs, at most {warmup}]"
+        ),
+        click.option("--weight-decay", type=float, default=0.05, show_default=True),
+        click.option("--clip-grad", type=float, help="Greatest norm of the gradient.  [none]"),
+        click.option("--seed", type=SEED, default=0, show_default=True),
+    )
+
+
+TRAINING_MACHINE = option_group(
+    "Machine",
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "fp32"]),
+        default="auto",
+        show_default=True,
+        help="auto: bf16 where the processor has it.",
+    ),
+    click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
+    click.option(
+        "--workers",
+        "--num-workers",
+        "workers",
+        type=click.IntRange(0),
+        help="Threads that load clips; 0: none beside.  [a quarter of --threads]",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the model with torch.compile."),
+    click.option("--checkpoint-activations", is_flag=True, help="Less memory, a third more work."),
+    click.option(
+        "--allocator",
+        type=click.Choice(["keep", "default"]),
+        default="keep",
+        show_default=True,
+        help="keep: the C library keeps freed memory, which is much faster (Linux).",
+    ),
+)
+
+SAVING = option_group(
+    "Saving and logging",
+    click.option(
+        "--resume",
+        default="auto",
+        show_default=True,
+        metavar="auto|never|PATH",
+        help="auto: go on where RUN was left.",
+    ),
+    click.option(
+        "--save-every",
+        multiple=True,
+        default=("10ep", "15min"),
+        show_default=True,
+        metavar="10ep|200steps|15min",
+        help="May be repeated.",
+    ),
+    click.option(
+        "--keep", type=int, default=3, show_default=True, help="Checkpoints that are kept."
+    ),
+    click.option(
+        "--log-every", type=int, default=10, show_default=True, help="Steps of a line of the log."
+    ),
+    click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard as well."),
+)

@@ -38,6 +38,13 @@ class Video:
     cost: int = 0  # bytes to decode, estimated; weighs shards and progress
 
 
+def label_of(video: Video) -> int:
+    """The label of a video of a list whose videos all have one."""
+    if video.label is None:
+        raise AssertionError("a video without a label")
+    return video.label
+
+
 @dataclasses.dataclass
 class VideoList:
     """Videos in a fixed order, and what was noticed while they were collected."""

@@ -61,6 +61,35 @@ class Task(Protocol):
     def sample_name(self, sample: Any) -> str:
         """What to call a sample in an error."""
 
+    def after_step(self) -> None:
+        """The model's parameters have changed."""
+
+    def after_epoch(self, epoch: int, is_last: bool) -> dict[str, Any] | None:
+        """So many epochs are done; all processes call it. What it returns goes into the log."""
+
+    def extra_state(self) -> dict[str, Any] | None:
+        """What a checkpoint holds beside the model and the optimizer."""
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue from what `extra_state` returned once."""
+
+
+class PlainTask:
+    """What a task does that keeps nothing of its own and does nothing between steps."""
+
+    def after_step(self) -> None:
+        return
+
+    def after_epoch(self, epoch: int, is_last: bool) -> dict[str, Any] | None:
+        del epoch, is_last
+        return None
+
+    def extra_state(self) -> dict[str, Any] | None:
+        return None
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        del state
+
 
 @dataclasses.dataclass(frozen=True)
 class SaveEvery:
@@ -178,7 +207,9 @@ class Loop:
 
     def content(self) -> dict[str, Any]:
         """What a checkpoint holds; see `checkpoint`."""
+        extra = self.task.extra_state()
         return {
+            **({} if extra is None else {"extra": extra}),
             "model": self.task.model.state_dict(),
             "config": self.model_config,
             "optimizer": self.optimizer.state_dict(),
@@ -192,6 +223,8 @@ class Loop:
         """Continue from what `content` returned once."""
         self.task.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
+        if "extra" in content:
+            self.task.load_extra_state(content["extra"])
         self.step = self.saved_step = content["step"]
         self.interval = np.array(content["interval"])
 
@@ -251,6 +284,13 @@ class Loop:
                 if self.step % self.config.log_every == 0 or self.step == self.total_steps:
                     log.write({**record, **self._interval_record()})
                 progress.show(self.step / self.total_steps, self._status(record))
+                epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
+                if not rest:
+                    found = self.task.after_epoch(epoch, self.step == self.total_steps)
+                    if found is not None:
+                        log.write({"step": self.step, "epoch": epoch, **found})
+                        words = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+                        progress.write(f"after epoch {epoch}: {words}")
                 if self._is_time_to_save() or self.step == self.total_steps:
                     self.save()
             self._leave_together()
@@ -328,8 +368,9 @@ class Loop:
             norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
         if norm is None or math.isfinite(norm):
             for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
             self.optimizer.step()
+            self.task.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

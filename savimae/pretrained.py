@@ -17,7 +17,7 @@ from savimae.convert import load_weights
 from savimae.cores import available_cores
 from savimae.devices import choose_device, choose_precision
 from savimae.distributed import World
-from savimae.errors import SavimaeError, shown
+from savimae.errors import SavimaeError, UsageError, shown
 from savimae.lists import VideoList, find_videos
 from savimae.masking import MaskSpec
 from savimae.model import VideoMAE
@@ -158,6 +158,23 @@ def find_readable_videos(data: str, root: str | None = None) -> VideoList:
     found = find_videos(data, root, weigh=False)
     for path, reason in found.unreadable:
         raise SavimaeError(f"{shown(path)}: {reason}; mend or remove it")
+    return found
+
+
+def find_labelled_videos(data: str, root: str | None = None) -> VideoList:
+    """The videos of a list with labels, or of a folder of class folders.
+
+    Raises:
+        UsageError: one has no label.
+        SavimaeError: as `find_readable_videos`.
+    """
+    found = find_readable_videos(data, root)
+    for video in found.videos:
+        if video.label is None:
+            raise UsageError(
+                f"{shown(data)}: {shown(video.path)} has no label; write `path label` lines, or "
+                "make the list with `savimae index`"
+            )
     return found
 
 

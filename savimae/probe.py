@@ -22,9 +22,9 @@ from savimae.features import (
     make_features,
     pixel_features,
 )
-from savimae.lists import Video, VideoList, group_of, shared_groups
+from savimae.lists import group_of, label_of, shared_groups
 from savimae.model import VideoMAE
-from savimae.pretrained import Machine, Pretrained, find_readable_videos, load_pretrained
+from savimae.pretrained import Machine, Pretrained, find_labelled_videos, load_pretrained
 from savimae.tables import table
 from savimae.views import ViewReader, Views
 
@@ -92,8 +92,8 @@ def probe(
         SavimaeError: a file that cannot be read, or scikit-learn is not installed.
     """
     _check_sklearn()
-    train, test = (_labelled(path, root) for path in (train_list, test_list))
-    unknown = sorted({_label(video) for video in test.videos} - {_label(v) for v in train.videos})
+    train, test = (find_labelled_videos(path, root) for path in (train_list, test_list))
+    unknown = sorted(set(map(label_of, test.videos)) - set(map(label_of, train.videos)))
     if unknown:
         raise UsageError(f"{shown(test_list)}: no training video has its label {unknown[0]}")
     pretrained = load_pretrained(checkpoint, machine.device)
@@ -110,7 +110,7 @@ def probe(
             title = f"{name}, {part} videos"
             both.append(make_features(path, source, videos, reader, machine, title))
         scores += score(name, both[0], both[1], [group_of(v.name) for v in train.videos], seed)
-    classes = train.classes or [str(n) for n in range(1 + max(map(_label, train.videos)))]
+    classes = train.classes or [str(n) for n in range(1 + max(map(label_of, train.videos)))]
     shared = shared_groups((v.name for v in train.videos), (v.name for v in test.videos))
     return Probe(scores, classes, len(train.videos), len(test.videos), shared)
 
@@ -136,23 +136,6 @@ def _check_sklearn() -> None:
         raise SavimaeError(
             "probes need scikit-learn; install it with `pip install 'savimae[probe]'`"
         ) from None
-
-
-def _labelled(path: str, root: str | None) -> VideoList:
-    found = find_readable_videos(path, root)
-    for video in found.videos:
-        if video.label is None:
-            raise UsageError(
-                f"{shown(path)}: {shown(video.path)} has no label; write `path label` lines, or "
-                "make the list with `savimae index`"
-            )
-    return found
-
-
-def _label(video: Video) -> int:
-    if video.label is None:
-        raise AssertionError("a video without a label")
-    return video.label
 
 
 # -------------------------------------------------------------------------------- classifiers

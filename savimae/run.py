@@ -275,16 +275,18 @@ def print_plan(setup: Setup, clips: str, model: str) -> None:
         )
 
 
-def print_steps(loop: Loop, seconds_a_clip: float) -> None:
-    """Say how many steps are left, and about how long they take."""
+def print_steps(loop: Loop, seconds_a_clip: float | None) -> None:
+    """Say how many steps are left, and about how long they take if that is known."""
     plan = loop.plan
     left = loop.total_steps - loop.step
-    n_clips = left / plan.steps_per_epoch * plan.n_samples
-    expected_s = n_clips * seconds_a_clip / plan.world.size
+    time_left = ""
+    if seconds_a_clip is not None:
+        n_clips = left / plan.steps_per_epoch * plan.n_samples
+        time_left = f"; expected time about {duration(n_clips * seconds_a_clip / plan.world.size)}"
     where = f"resuming at step {loop.step}, {left} left of" if loop.step else "steps:"
     print(
-        f"{where} {loop.total_steps} ({loop.config.epochs} epochs of {plan.steps_per_epoch}); "
-        f"expected time about {duration(expected_s)}",
+        f"{where} {loop.total_steps} ({loop.config.epochs} epochs of {plan.steps_per_epoch})"
+        f"{time_left}",
         flush=True,
     )
 

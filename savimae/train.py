@@ -24,7 +24,7 @@ from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError, shown
 from savimae.files import read_json
 from savimae.lists import Video, VideoList, find_videos
-from savimae.loop import Loop, make_optimizer
+from savimae.loop import Loop, PlainTask, make_optimizer
 from savimae.masking import MaskSpec, draw_masks
 from savimae.model import VideoMAE, VideoMAEConfig, model_config, step_flops
 from savimae.randomness import REPLACEMENT, sample_keys, uniform
@@ -137,7 +137,7 @@ class Batch(NamedTuple):
     n_replaced: int
 
 
-class Pretraining:
+class Pretraining(PlainTask):
     """The task of the loop: masked clips, and the error of their reconstruction."""
 
     sum_names = (

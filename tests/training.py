@@ -117,7 +117,7 @@ def log_of(run: Path) -> list[dict[str, Any]]:
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in log_of(run)]
+    return [line["loss"] for line in log_of(run) if "loss" in line]
 
 
 def checkpoint(run: Path) -> dict[str, Any]:

@@ -1,0 +1,400 @@
+"""Fine-tuning a classifier: from options to a run of the loop, and the test after it.
+
+Legend: B clips, T frames, S input size, K classes, L depth of the encoder, V views of a video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from savimae.augment import (
+    draw_mixing,
+    erase,
+    mix_clips,
+    resized_crop_box,
+    soft_target,
+)
+from savimae.classifier import VideoClassifier, drop_path_branches, parameter_groups
+from savimae.clips import Box, ClipConfig, FrameResizer, clip_indices, is_flipped
+from savimae.convert import load_weights
+from savimae.errors import SavimaeError, UsageError, shown
+from savimae.files import write_json
+from savimae.lists import Video, VideoList, label_of, shared_groups
+from savimae.loop import Loop, PlainTask
+from savimae.model import VideoMAEConfig
+from savimae.pretrained import SAMPLING_RATE, find_labelled_videos
+from savimae.progress import Progress
+from savimae.randomness import PARTNER, integer_below, sample_keys
+from savimae.run import (
+    RunConfig,
+    Setup,
+    common_settings,
+    named_process,
+    names_digest,
+    print_plan,
+    print_steps,
+    run,
+    set_up,
+)
+from savimae.video import VideoError, open_video
+from savimae.views import ViewReader, Views
+
+BETAS = (0.9, 0.999)
+RESULT = "test.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """Everything that `savimae finetune` can be told; the defaults are the published recipe."""
+
+    checkpoint: str = ""  # pretrained weights of any layout
+    test: str = ""  # a list, or a folder of class folders
+    untrained: bool = False  # take the checkpoint's shape only
+
+    sampling_rate: int | None = None  # None: as the model was pretrained, else 4
+    smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
+    hflip: bool = True
+    erasing: float = 0.25  # share of the clips
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    label_smoothing: float = 0.1
+
+    layer_decay: float = 0.75
+    drop_path: float = 0.1
+    head_scale: float = 0.001
+    ema: float = 0.0  # decay of the averaged weights; 0: none
+
+    test_clips: int = 5
+    test_crops: int | None = 3  # None: whole frames, pressed
+    test_every: int = 0  # epochs; 0: at the end only
+
+    epochs: int = 100
+    default_base_lr: ClassVar[float] = 5e-4
+    default_min_lr: ClassVar[float] = 1e-6
+    longest_warmup: ClassVar[float] = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("erasing", "label_smoothing", "drop_path", "ema"):
+            if not 0 <= getattr(self, name) < 1 and not (name == "erasing" and self.erasing == 1):
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")
+        for name in ("smallest_crop", "layer_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not in (0, 1]")
+        for name in ("mixup", "cutmix", "head_scale", "test_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        Views(self.test_clips, self.test_crops)
+
+
+# ---------------------------------------------------------------------------------- the task
+
+
+class Sample(NamedTuple):
+    """One clip of an epoch, augmented and mixed."""
+
+    video: Video
+    pixels: np.ndarray  # uint8 [T, S, S, 3]
+    target: np.ndarray  # float32 [K], probabilities
+    branches: np.ndarray  # float32 [L, 2]
+
+
+class Batch(NamedTuple):
+    """Samples on the device."""
+
+    pixels: Tensor  # uint8 [B, T, S, S, 3]
+    targets: Tensor  # float32 [B, K]
+    branches: Tensor  # float32 [L, 2, B]
+
+
+class Finetuning(PlainTask):
+    """The task of the loop: cross-entropy between predicted and wanted probabilities."""
+
+    sum_names = ("hits",)
+
+    def __init__(
+        self,
+        model: VideoClassifier,
+        videos: Sequence[Video],
+        test_videos: Sequence[Video],
+        clips: ClipConfig,
+        config: FinetuneConfig,
+        setup: Setup,
+    ):
+        self.model = model
+        self.videos = videos
+        self.test_videos = test_videos
+        self.clips = clips
+        self.config = config
+        self.setup = setup
+        self.n_classes = model.head.out_features
+        self.averaged: AveragedModel | None = None
+        if config.ema:
+            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+
+    def load(self, index: int, epoch: int) -> Sample:
+        """Clip `index` of `epoch`, mixed with that of another video.
+
+        Raises:
+            SavimaeError: a video cannot be decoded.
+        """
+        config = self.config
+        key = sample_keys(config.seed, epoch, np.array([index]))[0]
+        video = self.videos[index]
+        pixels, other = self._clip(video, key), video
+        mixing = draw_mixing(self.clips.input_size, config.mixup, config.cutmix, key)
+        if mixing.share < 1:
+            partner = integer_below(len(self.videos), key, PARTNER)
+            other = self.videos[partner]
+            of_partner = sample_keys(config.seed, epoch, np.array([partner]))[0]
+            pixels = mix_clips(pixels, self._clip(other, of_partner), mixing)
+        target = soft_target(
+            label_of(video), label_of(other), mixing.share, self.n_classes, config.label_smoothing
+        )
+        depth = self.model.config.encoder_depth
+        return Sample(video, pixels, target, drop_path_branches(key, config.drop_path, depth))
+
+    def _clip(self, video: Video, key: np.uint64) -> np.ndarray:
+        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, 3]`."""
+        try:
+            frames, _ = open_video(video.path).read_clip(
+                lambda n_frames: clip_indices(n_frames, self.clips, key)
+            )
+        except VideoError as error:
+            raise SavimaeError(
+                f"{shown(video.path)}: {error}; mend it, or take it off the list"
+            ) from error
+        size = self.clips.input_size
+        pixels = np.empty((len(frames), size, size, 3), np.uint8)
+        resizer = FrameResizer(size)
+        for frame, out in zip(frames, pixels, strict=True):
+            height, width, _ = frame.shape
+            box = Box(0, 0, width, height)
+            if self.config.smallest_crop < 1:
+                box = resized_crop_box(height, width, self.config.smallest_crop, key)
+            resizer.resize(frame, box, is_flipped(self.clips, key), out)
+        erase(pixels, self.config.erasing, key)
+        return pixels
+
+    def sample_name(self, sample: Sample) -> str:
+        return sample.video.path
+
+    def collate(self, samples: list[Sample], epoch: int) -> Batch:
+        del epoch
+        device = self.setup.device
+        return Batch(
+            torch.from_numpy(np.stack([sample.pixels for sample in samples])).to(device),
+            torch.from_numpy(np.stack([sample.target for sample in samples])).to(device),
+            torch.from_numpy(np.stack([sample.branches for sample in samples], -1)).to(device),
+        )
+
+    def n_terms(self, batch: Batch) -> int:
+        """Clips."""
+        return len(batch.pixels)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Sequence[float]]:
+        """Sum of cross-entropies, and how often the likeliest class is the most wanted one."""
+        logits = self.model(batch.pixels, batch.branches).float()
+        losses = nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+        hits = (logits.argmax(1) == batch.targets.argmax(1)).sum()
+        return losses, (float(hits),)
+
+    def log_fields(self, sums: dict[str, float], seconds: float) -> dict[str, float | None]:
+        del seconds
+        return {"train_top1": sums["hits"] / sums["n_samples"]}
+
+    # -------------------------------------------------------------- averaged weights, the test
+
+    def after_step(self) -> None:
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    def extra_state(self) -> dict[str, Any] | None:
+        return None if self.averaged is None else {"ema": self.averaged.state_dict()}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["ema"])
+
+    def after_epoch(self, epoch: int, is_last: bool) -> dict[str, Any] | None:
+        every = self.config.test_every
+        if not is_last and not (every and epoch % every == 0):
+            return None
+        result = self.test()
+        if is_last and self.setup.world.is_main:
+            write_json(os.path.join(self.config.out, RESULT), result)
+        return {f"test_{name}": result[name] for name in ("top1", "top5")}
+
+    def test(self) -> dict[str, Any]:
+        """Top-1, top-5 and confusion on the test videos, softmax averaged over their views.
+
+        The averaged weights are tested if there are any. Every process takes its share; all get
+        the result.
+
+        Raises:
+            SavimaeError: a video cannot be decoded.
+        """
+        model = self.model if self.averaged is None else self.averaged
+        reader = ViewReader(self.clips, Views(self.config.test_clips, self.config.test_crops))
+        world, setup = self.setup.world, self.setup
+        mine = self.test_videos[world.rank :: world.size]
+        k = self.n_classes
+        confusion, counts = np.zeros((k, k)), np.zeros(2)
+        model.eval()
+        with Progress("testing", quiet=not world.is_main, delay_s=1.0) as progress:
+            for index, video in enumerate(mine):
+                progress.show(index / len(mine), f"{index}/{len(mine)} videos")
+                try:
+                    views = torch.from_numpy(reader.read(video)).to(setup.device)
+                except VideoError as error:
+                    raise SavimaeError(
+                        f"{shown(video.path)}: {error}; mend it, or take it off the list"
+                    ) from error
+                with (
+                    torch.no_grad(),
+                    torch.autocast(
+                        setup.device.type, torch.bfloat16, enabled=setup.precision == "bf16"
+                    ),
+                ):
+                    logits = torch.cat([model(part) for part in views.split(setup.plan.batch_size)])
+                order = logits.float().softmax(1).mean(0).argsort(descending=True).cpu().numpy()
+                label = label_of(video)
+                confusion[label, order[0]] += 1
+                counts += [order[0] == label, label in order[:5]]
+        self.model.train()
+        sums = world.sum([*counts.tolist(), *confusion.flatten().tolist()])
+        n = len(self.test_videos)
+        return {
+            "top1": sums[0] / n,
+            "top5": sums[1] / n,
+            "videos": n,
+            "confusion": sums[2:].reshape(k, k).astype(int).tolist(),
+        }
+
+
+# ------------------------------------------------------------------------------------ the run
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Fine-tune as `config` says; returns the exit code, 0 or `errors.EXIT_STOPPED`.
+
+    Raises:
+        UsageError: options that do not fit each other, the data or the run's folder.
+        SavimaeError: data or a checkpoint that cannot be read, a loss that is not finite, a
+            process that is gone.
+    """
+    with named_process() as world:
+        train = find_labelled_videos(config.data, config.root)
+        test = find_labelled_videos(config.test, config.root)
+        setup = set_up(config, world, len(train.videos))
+        return run(setup, FinetuningJob(config, setup, train, test))
+
+
+class FinetuningJob:
+    """Fine-tuning as a job of `run`. Raises as `finetune`."""
+
+    def __init__(self, config: FinetuneConfig, setup: Setup, train: VideoList, test: VideoList):
+        self.config = config
+        self.setup = setup
+        self.train, self.test = train.videos, test.videos
+        self.classes = train.classes
+        self.n_classes = 1 + max(map(label_of, self.train))
+        beyond = next((v for v in self.test if label_of(v) >= self.n_classes), None)
+        if beyond is not None:
+            raise UsageError(
+                f"{shown(config.test)}: {shown(beyond.path)} has label {beyond.label}, labels of "
+                f"the training list go to {self.n_classes - 1}"
+            )
+        self.weights = load_weights(config.checkpoint)
+        rate = config.sampling_rate
+        if rate is None:
+            rate = self.weights.settings.get("sampling_rate", SAMPLING_RATE)
+        shape = self.shape
+        try:
+            self.clips = ClipConfig(shape.num_frames, rate, shape.image_size, hflip=config.hflip)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    @property
+    def shape(self) -> VideoMAEConfig:
+        return dataclasses.replace(
+            self.weights.config, checkpoint_activations=self.config.checkpoint_activations
+        )
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        return {
+            **dataclasses.asdict(self.shape), "n_classes": self.n_classes, "classes": self.classes,
+        }  # fmt: skip
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        config = self.config
+        names = (
+            "untrained", "smallest_crop", "hflip", "erasing", "mixup", "cutmix", "label_smoothing",
+            "layer_decay", "drop_path", "head_scale", "ema",
+        )  # fmt: skip
+        shape = dataclasses.asdict(self.shape)
+        del shape["checkpoint_activations"]
+        return {
+            "output": "classifier",
+            "videos": names_digest(self.train),
+            "test_videos": names_digest(self.test),
+            "checkpoint": config.checkpoint,
+            "sampling_rate": self.clips.sampling_rate,
+            **shape,
+            **{name: getattr(config, name) for name in names},
+            **common_settings(self.setup),
+        }
+
+    def build(self, is_new: bool) -> Finetuning:
+        model = VideoClassifier(self.shape, self.n_classes, self.config.head_scale)
+        if is_new and not self.config.untrained:
+            model.load_encoder(self.weights.state)
+        model.to(self.setup.device)
+        return Finetuning(model, self.train, self.test, self.clips, self.config, self.setup)
+
+    def make_optimizer(self, task: Finetuning) -> torch.optim.Optimizer:
+        groups = parameter_groups(
+            task.model.named_parameters(), self.shape.encoder_depth, self.config.weight_decay,
+            self.config.layer_decay,
+        )  # fmt: skip
+        return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
+
+    def blocks(self, task: Finetuning) -> list[nn.Module]:
+        return list(task.model.encoder.blocks)
+
+    def start_event(self) -> dict[str, Any]:
+        return {"test": self.config.test}
+
+    def print_plan(self, loop: Loop, task: Finetuning) -> None:
+        shape, config = self.shape, self.config
+        n_parameters = sum(each.numel() for each in task.model.parameters()) / 1e6
+        start = "untrained" if config.untrained else f"from {shown(config.checkpoint)}"
+        print_plan(
+            self.setup,
+            f"clips of {shape.num_frames} frames, {self.clips.sampling_rate} apart, "
+            f"{shape.image_size}x{shape.image_size}",
+            f"classifier of {self.n_classes} classes, {start}: {n_parameters:.2f} M parameters",
+        )
+        shared = shared_groups((v.name for v in self.train), (v.name for v in self.test))
+        if shared:
+            print(
+                f"warning: training and test videos share {len(shared)} recordings, such as "
+                f"{shown(shared[0])}: what is learned from one leaks into the other",
+                flush=True,
+            )
+        crops = config.test_crops or 1
+        print(
+            f"test: {len(self.test)} videos, {config.test_clips} clips x {crops} crops each",
+            flush=True,
+        )
+        print_steps(loop, None)

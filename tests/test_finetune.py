@@ -1,0 +1,312 @@
+"""Fine-tuning: its numbers against ones written out by hand, and runs of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from media import savimae
+from training import checkpoint, config, finish, hooked, losses, make_videos, ranks, same_weights
+
+from savimae.augment import (
+    Mixing,
+    draw_mixing,
+    erase,
+    mix_clips,
+    resized_crop_box,
+    soft_target,
+)
+from savimae.classifier import (
+    VideoClassifier,
+    drop_path_branches,
+    drop_path_rates,
+    layer_of,
+    parameter_groups,
+)
+from savimae.clips import ClipConfig
+from savimae.convert import load_model
+from savimae.errors import UsageError
+from savimae.finetune import FinetuneConfig, finetune
+from savimae.lists import label_of, read_list
+from savimae.loop import SaveEvery
+from savimae.model import model_config
+from savimae.randomness import sample_keys
+from savimae.train import train
+from savimae.views import ViewReader, Views
+
+KEYS = sample_keys(0, 0, np.arange(2000))
+
+# ------------------------------------------------------------------------- numbers, by hand
+
+
+def test_layers_and_their_learning_rates():
+    shape = model_config("tiny", image_size=32, num_frames=4)  # 12 blocks
+    model = VideoClassifier(shape, 5)
+    rates = {
+        "encoder.patch_embed.proj.weight": 0.75**13,
+        "encoder.patch_embed.proj.bias": 0.75**13,
+        "encoder.blocks.0.norm1.weight": 0.75**12,
+        "encoder.blocks.0.attn.q_bias": 0.75**12,
+        "encoder.blocks.5.mlp.fc1.weight": 0.75**7,
+        "encoder.blocks.11.attn.proj.weight": 0.75,
+        "fc_norm.weight": 1.0,
+        "head.weight": 1.0,
+        "head.bias": 1.0,
+    }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model.named_parameters(), 12, 0.05, 0.75)
+    found = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    assert len(found) == len(names)
+    for name, rate in rates.items():
+        assert found[name][0] == pytest.approx(rate, rel=1e-12), name
+    decayed = {name for name, (_, decay) in found.items() if decay == 0.05}
+    assert {"head.weight", "encoder.blocks.3.attn.qkv.weight"} <= decayed
+    assert not any(name.endswith("bias") or "norm" in name for name in decayed)
+    assert [layer_of(f"encoder.blocks.{i}.x", 12) for i in (0, 11)] == [1, 12]
+
+
+def test_drop_path_rates_and_branches():
+    np.testing.assert_allclose(drop_path_rates(0.2, 5), [0, 0.05, 0.1, 0.15, 0.2])
+    branches = np.stack([drop_path_branches(key, 0.2, 5) for key in KEYS])
+    assert (branches[:, 0] == 1).all()  # the first block is never dropped
+    assert set(np.unique(branches[:, 4])) == {0.0, np.float32(1 / 0.8)}
+    # 4000 draws of 0.2: a standard deviation of 0.0063.
+    assert (branches[:, 4] == 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert branches[:, 2].mean() == pytest.approx(1, abs=0.03)
+
+
+def test_a_dropped_branch_is_as_if_the_block_were_not_there():
+    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=2)
+    model = VideoClassifier(shape, 3, head_scale=1.0).eval()
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    branches = torch.ones(2, 2, 2)
+    torch.testing.assert_close(model(clips, branches), model(clips))
+    branches[1, :, 0] = 0  # the second block of the first clip
+    mixed = model(clips, branches)
+    torch.testing.assert_close(mixed[1], model(clips)[1])
+    del model.encoder.blocks[1]
+    torch.testing.assert_close(mixed[0], model(clips)[0])
+
+
+def test_targets():
+    np.testing.assert_allclose(soft_target(2, 2, 1.0, 4, 0.0), [0, 0, 1, 0])
+    np.testing.assert_allclose(soft_target(2, 2, 1.0, 4, 0.1), [0.025, 0.025, 0.925, 0.025])
+    np.testing.assert_allclose(
+        soft_target(0, 3, 0.7, 4, 0.1), [0.025 + 0.63, 0.025, 0.025, 0.025 + 0.27], rtol=1e-6
+    )
+
+
+def test_mixing():
+    black, white = np.zeros((2, 8, 8, 3), np.uint8), np.full((2, 8, 8, 3), 200, np.uint8)
+    assert (mix_clips(black, white, Mixing(0.75, None)) == 50).all()
+    mixed = mix_clips(black, white, Mixing(0.875, (2, 4, 0, 4)))
+    assert (mixed[:, 2:4, :4] == 200).all()
+    assert mixed.sum() == 2 * 2 * 4 * 3 * 200
+    assert draw_mixing(8, 0, 0, KEYS[0]) == Mixing(1.0, None)
+    both = [draw_mixing(64, 0.8, 1.0, key) for key in KEYS]
+    boxes = [each for each in both if each.box is not None]
+    assert len(boxes) == pytest.approx(1000, abs=100)
+    for each in boxes:
+        top, bottom, left, right = each.box
+        assert each.share == 1 - (bottom - top) * (right - left) / 64**2
+    shares = np.array([each.share for each in both if each.box is None])
+    # Beta(0.8, 0.8): mean 1/2, variance 1 / (4 * 2.6).
+    assert shares.mean() == pytest.approx(0.5, abs=0.04)
+    assert shares.var() == pytest.approx(1 / (4 * 2.6), abs=0.01)
+    assert all(draw_mixing(64, 0.8, 0, key).box is None for key in KEYS[:50])
+    assert all(draw_mixing(64, 0, 1.0, key).box is not None for key in KEYS[:50])
+
+
+def test_crops():
+    boxes = [resized_crop_box(240, 320, 0.3, key) for key in KEYS]
+    shares = np.array([box.width * box.height for box in boxes]) / (240 * 320)
+    assert 0.29 < shares.min() < 0.35
+    assert 0.9 < shares.max() <= 1
+    aspects = np.array([box.width / box.height for box in boxes])
+    assert aspects.min() == pytest.approx(3 / 4, abs=0.02)
+    assert aspects.max() == pytest.approx(4 / 3, abs=0.02)
+    assert all(box.left + box.width <= 320 and box.top + box.height <= 240 for box in boxes)
+    wide = resized_crop_box(10, 400, 1.0, KEYS[0])  # nothing fits: the middle, 4:3
+    assert (wide.width, wide.height, wide.left) == (13, 10, 193)
+
+
+def test_erasing():
+    gray = np.full((2, 64, 64, 3), 7, np.uint8)
+    touched = []
+    for key in KEYS[:400]:
+        pixels = gray.copy()
+        erase(pixels, 0.25, key)
+        touched.append((pixels != gray).any((0, 3)).mean())
+    touched = np.array(touched)
+    assert (touched > 0).mean() == pytest.approx(0.25, abs=0.07)
+    assert touched[touched > 0].min() > 0.01
+    assert touched.max() < 0.35
+    first, again = gray.copy(), gray.copy()
+    erase(first, 1.0, KEYS[3])
+    erase(again, 1.0, KEYS[3])
+    assert (first == again).all()
+    assert (first != gray).any((1, 2, 3)).all()  # every frame
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing 1.0 is not in"),
+        ({"smallest_crop": 0.0}, "smallest_crop 0.0 is not in"),
+        ({"layer_decay": 1.5}, "layer_decay 1.5 is not in"),
+        ({"mixup": -1.0}, "mixup must be at least 0"),
+        ({"test_clips": 0}, "clips must be at least 1"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+    ],
+)
+def test_options_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig("train", "out", **changes)
+
+
+# ------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_videos(tmp_path_factory.mktemp("finetune"))
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("finetune") / "pretrained"
+    assert train(config(data, run, epochs=1)) == 0
+    return run
+
+
+COMMON = {
+    "epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "threads": 1, "log_every": 1,
+    "device": "cpu", "smallest_crop": 0.5, "test_clips": 2, "drop_path": 0.2, "ema": 0.9,
+}  # fmt: skip
+
+
+def finetune_config(pretrained: Path, data: Path, out: Path, **changes):
+    values = {**COMMON, "test_crops": 2, "save_every": (SaveEvery(steps=2),), **changes}
+    return FinetuneConfig(str(data), str(out), checkpoint=str(pretrained), test=str(data), **values)
+
+
+def finetune_command(pretrained: Path, data: Path, out: Path, **changes):
+    values = {**COMMON, "test_crops": 2, "save_every": "2steps", **changes}
+    words = [
+        word
+        for name, value in values.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return ["finetune", str(pretrained), "--train", str(data), "--test", str(data), "--out",
+            str(out), *words]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(pretrained, data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finetune") / "run"
+    assert finetune(finetune_config(pretrained, data, out, test_every=1)) == 0
+    return out
+
+
+def top1_of(run):
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["test_top1"]) for line in lines if "test_top1" in line]
+
+
+def test_it_begins_with_the_pretrained_encoder_and_is_tested(pretrained, data, expected):
+    content = checkpoint(expected)
+    assert content["config"]["n_classes"] == 2
+    assert content["config"]["classes"] == ["c0", "c1"]
+    first = losses(expected)[0]
+    assert first == pytest.approx(math.log(2), abs=0.05)  # a head scaled to nearly nothing
+    # The test, by hand: averaged weights, softmax averaged over 2 clips x 2 crops.
+    shape = load_model(str(pretrained)).config
+    model = VideoClassifier(shape, 2).eval()
+    averaged = content["extra"]["ema"]
+    model.load_state_dict(
+        {name.removeprefix("module."): v for name, v in averaged.items() if name != "n_averaged"}
+    )
+    assert int(averaged["n_averaged"]) == 6
+    task = finetune_config(pretrained, data, expected)
+    reader = ViewReader(ClipConfig(shape.num_frames, 2, shape.image_size), Views(2, 2))
+    confusion = np.zeros((2, 2), int)
+    for video in read_list(task.test).videos:
+        with torch.no_grad():
+            mean = model(torch.from_numpy(reader.read(video))).softmax(1).mean(0)
+        confusion[label_of(video), int(mean.argmax())] += 1
+    result = json.loads((expected / "test.json").read_text())
+    assert result["confusion"] == confusion.tolist()
+    assert result["top1"] == np.trace(confusion) / 11
+    assert (result["top5"], result["videos"]) == (1.0, 11)
+    assert [step for step, _ in top1_of(expected)] == [3, 6]
+    assert top1_of(expected)[-1] == (6, result["top1"])
+
+
+def test_untrained_weights_are_others(pretrained, data, expected, tmp_path):
+    changes = {"epochs": 1, "untrained": True}
+    assert finetune(finetune_config(pretrained, data, tmp_path / "run", **changes)) == 0
+    ours = checkpoint(tmp_path / "run")["model"]["encoder.blocks.0.attn.qkv.weight"]
+    theirs = checkpoint(expected)["model"]["encoder.blocks.0.attn.qkv.weight"]
+    start = load_model(str(pretrained)).encoder.blocks[0].attn.qkv.weight
+    assert (theirs - start).norm() < 0.05 * start.norm()  # layer decay: it hardly moves
+    assert (ours - start).norm() > start.norm()
+
+
+def test_killed_and_resumed_is_exact(pretrained, data, expected, tmp_path):
+    run = tmp_path / "run"
+    words = finetune_command(pretrained, data, run, test_every=1)
+    hook = """
+from savimae.finetune import Finetuning
+original_finetuning, n_calls = Finetuning.loss, 0
+def finetuning_loss(self, batch):
+    global n_calls
+    n_calls += 1
+    if n_calls == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original_finetuning(self, batch)
+Finetuning.loss = finetuning_loss
+at_call = lambda n: None
+"""
+    code, text = finish(hooked(hook, words))
+    assert code == -9, text
+    assert finetune(finetune_config(pretrained, data, run, test_every=1)) == 0
+    assert same_weights(run, expected)
+    ours, theirs = checkpoint(run)["extra"]["ema"], checkpoint(expected)["extra"]["ema"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert top1_of(run) == top1_of(expected)
+    with pytest.raises(UsageError, match=r"layer_decay is 0\.75 there and 0\.5 here"):
+        finetune(finetune_config(pretrained, data, run, layer_decay=0.5))
+
+
+def test_two_processes_give_the_losses_of_one(pretrained, data, expected, tmp_path):
+    words = finetune_command(pretrained, data, tmp_path / "run", batch_size=2)
+    for process in ranks(2, words):
+        code, text = finish(process)
+        assert code == 0, text
+    assert np.allclose(losses(tmp_path / "run"), losses(expected), rtol=0, atol=1e-5)
+    ours, theirs = (json.loads((r / "test.json").read_text()) for r in (tmp_path / "run", expected))
+    assert ours["videos"] == theirs["videos"] == 11
+    assert np.sum(ours["confusion"]) == 11
+
+
+def test_what_does_not_fit_is_one_line(pretrained, data, tmp_path):
+    beyond = tmp_path / "test.txt"
+    beyond.write_text(f"{data.parent}/videos/c0/v00 5\n")
+    words = finetune_command(pretrained, data, tmp_path / "run")
+    words[words.index("--test") + 1] = str(beyond)
+    done = savimae(*words)
+    assert done.returncode == 2
+    assert "v00 has label 5, labels of the training list go to 1" in done.stderr
+    done = savimae(*finetune_command(data, data, tmp_path / "run"))
+    assert done.returncode == 1
+    assert "not a checkpoint that can be loaded safely" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
