@@ -4,9 +4,12 @@
 |-------------|-----------------------------------------------------------------------------------|
 | savimae     | a file with `model` (weights) and `config` (their shape), or the folder of a run  |
 | videomae    | a file with `model` or `module` alone; heads, image size and frames are not in it |
-| huggingface | a folder with config.json and model.safetensors (`VideoMAEForPreTraining`)        |
+| huggingface | a folder with config.json and model.safetensors                                   |
 
-Ours and the published one name parameters alike; positions are stored in none.
+Each holds a pretraining model (`VideoMAE`, `VideoMAEForPreTraining`) or a classifier
+(`VideoClassifier`, `VideoMAEForVideoClassification`). Ours and the published layout name parameters
+of pretraining alike; published classifiers lack our `encoder.` before those of the encoder.
+Positions are stored in none.
 """
 
 from __future__ import annotations
@@ -15,32 +18,76 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from savimae.checkpoint import last_checkpoint, read_file
+from savimae.classifier import VideoClassifier
 from savimae.errors import SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_file, atomic_folder, read_json
 from savimae.model import LAYER_NORM_EPS, SIZES, VideoMAE, VideoMAEConfig
 
 LAYOUTS = ("savimae", "videomae", "huggingface")
+ENCODER = "encoder."
+HEAD = ("fc_norm.", "head.")  # what a classifier has beside the encoder
+CLASSIFIER = "VideoMAEForVideoClassification"
 State = dict[str, Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """The parameters of a model under our names, and its shape."""
+    """The parameters of a model under our names, and its shape.
+
+    Of a classifier, what `config` says of a decoder plays no role.
+    """
 
     layout: str
     config: VideoMAEConfig
     state: State
     settings: Mapping[str, Any]  # of the run that trained them; empty where nothing is known
+    classes: Sequence[str] = ()  # names of a classifier's labels, as far as they are known
+
+    @property
+    def n_classes(self) -> int | None:
+        """K of a classifier; None of a pretraining model."""
+        return len(self.state["head.weight"]) if "head.weight" in self.state else None
 
 
 def load_weights(path: str, **shape: int) -> Weights:
+    """Weights of a pretraining model, of any layout; see `read_weights`.
+
+    Raises:
+        SavimaeError: as `read_weights`, or the weights of a classifier.
+    """
+    weights = read_weights(path, **shape)
+    if weights.n_classes is not None:
+        raise SavimaeError(
+            f"{shown(path)}: a classifier, which has no decoder and no masks any more; name the "
+            "pretrained model it was made from"
+        )
+    return weights
+
+
+def load_classifier(path: str) -> VideoClassifier:
+    """A classifier with the weights at `path`, of any layout.
+
+    Raises:
+        SavimaeError: as `read_weights`, or the weights of a pretraining model.
+    """
+    weights = read_weights(path)
+    if weights.n_classes is None:
+        raise SavimaeError(
+            f"{shown(path)}: a pretraining model, not a classifier; `savimae finetune` makes one"
+        )
+    model = VideoClassifier(weights.config, weights.n_classes)
+    model.load_state_dict(weights.state)
+    return model
+
+
+def read_weights(path: str, **shape: int) -> Weights:
     """Read weights of any layout; which one is detected.
 
     Args:
@@ -52,20 +99,24 @@ def load_weights(path: str, **shape: int) -> Weights:
     """
     state: Any
     settings: Any = {}
+    classes: Any = ()
     if os.path.isdir(path):
         path = last_checkpoint(path) or path
     if os.path.isdir(path):
         layout = "huggingface"
-        config, state = _read_huggingface(path)
+        config, state, classes = _read_huggingface(path)
     else:
         content = read_file(path)
         if isinstance(content.get("config"), dict) and "model" in content:
-            layout, state = "savimae", content["model"]
+            layout, state = "savimae", _averaged(content) or content["model"]
             settings = content.get("settings")
-            config = _our_config(path, content["config"])
+            fields = dict(content["config"])
+            classes, _ = fields.pop("classes", ()), fields.pop("n_classes", None)
+            config = _our_config(path, fields)
         else:
             layout, state = "videomae", content.get("model", content.get("module"))
             if isinstance(state, Mapping):
+                state = _our_names(state)
                 config = _published_config(path, state, shape)
     if not (isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())):
         raise SavimaeError(
@@ -73,7 +124,8 @@ def load_weights(path: str, **shape: int) -> Weights:
         )
     check_parameters(path, state, config)
     state = {name: value.float() for name, value in state.items()}
-    return Weights(layout, config, state, settings if isinstance(settings, dict) else {})
+    settings = settings if isinstance(settings, dict) else {}
+    return Weights(layout, config, state, settings, [str(name) for name in classes])
 
 
 def load_model(path: str, **changes: Any) -> VideoMAE:
@@ -101,7 +153,7 @@ def convert(source: str, out: str, to: str, **shape: int) -> Weights:
     """
     if to not in LAYOUTS:
         raise UsageError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
-    weights = load_weights(source, **shape)
+    weights = read_weights(source, **shape)
     if to == "huggingface":
         if os.path.exists(out):
             raise UsageError(f"{shown(out)} exists; name a new folder")
@@ -112,6 +164,12 @@ def convert(source: str, out: str, to: str, **shape: int) -> Weights:
     content: dict[str, Any] = {"model": weights.state}
     if to == "savimae":
         content["config"] = dataclasses.asdict(weights.config)
+        if weights.n_classes is not None:
+            content["config"] |= {"n_classes": weights.n_classes, "classes": list(weights.classes)}
+    elif weights.n_classes is not None:
+        content["model"] = {
+            name.removeprefix(ENCODER): value for name, value in weights.state.items()
+        }
     with atomic_file(out) as file:
         torch.save(content, file)
     return weights
@@ -123,10 +181,7 @@ def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAECon
     Raises:
         SavimaeError: lists what is unknown, missing or misshapen.
     """
-    with torch.device("meta"):
-        expected = {
-            name: tuple(value.shape) for name, value in VideoMAE(config).state_dict().items()
-        }
+    expected = {name: tuple(value.shape) for name, value in _expected(state, config).items()}
     problems = []
     for what, names in (
         ("unknown", [name for name in state if name not in expected]),
@@ -146,6 +201,38 @@ def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAECon
         raise SavimaeError(f"{shown(path)}: parameters do not fit the model: {'; '.join(problems)}")
 
 
+def _expected(state: Mapping[str, Any], config: VideoMAEConfig) -> State:
+    """Parameters, without values, of the kind of model that `state` is of."""
+    head = state.get("head.weight")
+    with torch.device("meta"):
+        if isinstance(head, Tensor):
+            return VideoClassifier(config, len(head)).state_dict()
+        return VideoMAE(config).state_dict()
+
+
+def _our_names(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Our names of the parameters of a published model."""
+    if "head.weight" not in state:
+        return state
+    return {
+        name if name.startswith(HEAD) else ENCODER + name: value for name, value in state.items()
+    }
+
+
+def _averaged(content: Mapping[str, Any]) -> State | None:
+    """The averaged weights of a fine-tuning run, which its test used; None if it has none."""
+    extra = content.get("extra")
+    averaged = extra.get("ema") if isinstance(extra, dict) else None
+    if not isinstance(averaged, Mapping):
+        return None
+    prefix = "module."  # PyTorch's AveragedModel
+    return {
+        name.removeprefix(prefix): value
+        for name, value in averaged.items()
+        if name.startswith(prefix)
+    }
+
+
 def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
     try:
         return VideoMAEConfig(**fields)
@@ -157,19 +244,21 @@ def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]
     """The shape of a published checkpoint, from its tensors; heads from the known sizes."""
     try:
         dim, _, tubelet, patch, _ = state["encoder.patch_embed.proj.weight"].shape
-        decoder_dim, _ = state["encoder_to_decoder.weight"].shape
-    except (KeyError, ValueError, AttributeError):
+        is_classifier = "head.weight" in state
+        decoder_dim = 0 if is_classifier else state["encoder_to_decoder.weight"].shape[0]
+    except (KeyError, ValueError, AttributeError, IndexError):
         raise SavimaeError(
-            f"{shown(path)}: not a VideoMAE pretraining checkpoint: no "
-            "encoder.patch_embed.proj.weight [d, 3, t, p, p] and encoder_to_decoder.weight in it"
+            f"{shown(path)}: not a VideoMAE checkpoint: no patch embedding [d, 3, t, p, p] with "
+            "encoder_to_decoder.weight (pretraining) or head.weight (classifier) in it"
         ) from None
     depth = _depth(state, r"encoder\.blocks\.(\d+)\.")
     decoder_depth = _depth(state, r"decoder\.blocks\.(\d+)\.")
     heads = {encoder[0]: encoder[2] for encoder, _ in SIZES.values()}
     decoder_heads = {decoder[0]: decoder[1] for _, decoder in SIZES.values()}
-    for what, width, known in (
-        ("encoder_heads", dim, heads), ("decoder_heads", decoder_dim, decoder_heads),
-    ):  # fmt: skip
+    widths = [("encoder_heads", dim, heads)]
+    if not is_classifier:
+        widths.append(("decoder_heads", decoder_dim, decoder_heads))
+    for what, width, known in widths:
         if what not in shape and width not in known:
             raise SavimaeError(
                 f"{shown(path)}: the number of heads is not in the file and width {width} is of no "
@@ -178,9 +267,12 @@ def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]
     fields = {
         "patch_size": patch, "tubelet_size": tubelet,
         "encoder_dim": dim, "encoder_depth": depth, "encoder_heads": heads.get(dim),
-        "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
-        "decoder_heads": decoder_heads.get(decoder_dim),
     }  # fmt: skip
+    if not is_classifier:
+        fields |= {
+            "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
+            "decoder_heads": decoder_heads.get(decoder_dim),
+        }  # fmt: skip
     return _our_config(path, {**fields, **shape})
 
 
@@ -208,6 +300,7 @@ _BLOCKS = {
 _OTHERS = {
     "encoder.patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
     "encoder.norm": "videomae.layernorm",
+    "head": "classifier",
 }
 _QKV = tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value"))
 
@@ -257,9 +350,9 @@ def _to_huggingface(state: Mapping[str, Tensor]) -> State:
 
 def _from_huggingface(state: Mapping[str, Tensor], config: VideoMAEConfig) -> State:
     """Our names for their parameters; what has no counterpart keeps its name, for the error."""
-    with torch.device("meta"):
-        names = list(VideoMAE(config).state_dict())
     left = dict(state)
+    head = {"head.weight": left["classifier.weight"]} if "classifier.weight" in left else {}
+    names = list(_expected(head, config))
     ours: State = {}
     for name in names:
         if name.endswith("attn.qkv.weight"):
@@ -274,7 +367,7 @@ def _from_huggingface(state: Mapping[str, Tensor], config: VideoMAEConfig) -> St
     return {**ours, **left}
 
 
-def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State]:
+def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State, list[str]]:
     safetensors = _safetensors()
     try:
         fields = read_json(os.path.join(folder, "config.json"))
@@ -285,10 +378,14 @@ def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State]:
         ) from None
     except Exception as error:  # broken JSON or safetensors
         raise SavimaeError(f"{shown(folder)}: {one_line(error)}") from error
-    if fields.get("model_type") != "videomae" or fields.get("use_mean_pooling", True):
+    is_classifier = "classifier.weight" in state
+    if fields.get("model_type") != "videomae" or (
+        fields.get("use_mean_pooling", True) != is_classifier
+    ):
         raise SavimaeError(
-            f"{shown(folder)}: not a VideoMAE pretraining model; those have model_type videomae "
-            "and use_mean_pooling false in their config.json"
+            f"{shown(folder)}: not a VideoMAE model that is known here; those have model_type "
+            "videomae in their config.json, and use_mean_pooling true for classifiers, false for "
+            "pretraining"
         )
     known = {ours: fields[theirs] for theirs, ours in _CONFIG_NAMES.items() if theirs in fields}
     config = _our_config(folder, known)
@@ -297,14 +394,19 @@ def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State]:
     for name, value in (("hidden_act", "gelu"), ("qkv_bias", True)):
         if fields.get(name, value) != value:
             raise SavimaeError(f"{shown(folder)}: {name} is {fields[name]!r}, ours is {value!r}")
-    return config, _from_huggingface(state, config)
+    labels = fields.get("id2label")
+    classes = []
+    if is_classifier and isinstance(labels, dict):
+        classes = [str(labels.get(str(index), index)) for index in range(len(labels))]
+    return config, _from_huggingface(state, config), classes
 
 
 def _write_huggingface(out: str, weights: Weights) -> None:
     safetensors = _safetensors()
     ours = dataclasses.asdict(weights.config)
+    k = weights.n_classes
     fields = {
-        "architectures": ["VideoMAEForPreTraining"],
+        "architectures": ["VideoMAEForPreTraining" if k is None else CLASSIFIER],
         "model_type": "videomae",
         **{theirs: ours[name] for theirs, name in _CONFIG_NAMES.items()},
         "intermediate_size": 4 * weights.config.encoder_dim,
@@ -312,9 +414,13 @@ def _write_huggingface(out: str, weights: Weights) -> None:
         "num_channels": 3,
         "hidden_act": "gelu",
         "qkv_bias": True,
-        "use_mean_pooling": False,
+        "use_mean_pooling": k is not None,
         "layer_norm_eps": LAYER_NORM_EPS,  # their default is 1e-12
     }
+    if k is not None:
+        names = [*weights.classes, *map(str, range(len(weights.classes), k))]
+        fields["id2label"] = {str(index): name for index, name in enumerate(names)}
+        fields["label2id"] = {name: index for index, name in enumerate(names)}
     with atomic_folder(out) as folder:
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
             json.dump(fields, file, indent=2)

@@ -10,7 +10,8 @@ import torch
 from media import random_bytes, savimae, truncate
 from test_model import SMALL, clips_for, masks_for, small_model
 
-from savimae.convert import convert, load_model, load_weights
+from savimae.classifier import VideoClassifier
+from savimae.convert import convert, load_classifier, load_model, load_weights
 from savimae.errors import SavimaeError
 from savimae.model import IMAGENET_MEAN, IMAGENET_STD, model_config
 
@@ -132,7 +133,7 @@ def test_other_activations_of_a_huggingface_model_are_refused(published, tmp_pat
     for name, value, message in (
         ("hidden_act", "relu", "hidden_act is 'relu', ours is 'gelu'"),
         ("qkv_bias", False, "qkv_bias is False, ours is True"),
-        ("use_mean_pooling", True, "not a VideoMAE pretraining model"),
+        ("use_mean_pooling", True, "not a VideoMAE model that is known here"),
     ):
         path.write_text(json.dumps({**fields, name: value}))
         with pytest.raises(SavimaeError, match=message):
@@ -210,3 +211,77 @@ def test_outputs_are_not_overwritten_by_another_kind(tmp_path, published):
         done = savimae("convert", published[0], tmp_path / "folder", "--to", to, *OPTIONS)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
+
+
+# ----------------------------------------------------------------------------------- classifiers
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """A classifier's checkpoint, the model, and logits of two clips."""
+    torch.manual_seed(3)
+    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=3)
+    model = VideoClassifier(shape, 5, head_scale=1.0).eval()
+    for parameter in model.parameters():  # norms and biases that are not 1 and 0
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    config = {**dataclasses.asdict(shape), "n_classes": 5, "classes": ["a", "b", "c"]}
+    path = tmp_path / "ours.pt"
+    torch.save({"model": model.state_dict(), "config": config}, path)
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        return path, clips, model(clips)
+
+
+def logits_of(path, clips):
+    with torch.no_grad():
+        return load_classifier(str(path)).eval()(clips)
+
+
+@pytest.mark.parametrize("route", [("savimae",), ("huggingface", "savimae"), ("videomae",)])
+def test_classifiers_keep_every_bit(classifier, tmp_path, route):
+    path, clips, expected = classifier
+    shape = {"image_size": 32, "num_frames": 4}
+    for number, to in enumerate(route):
+        target = tmp_path / f"{number}{'' if to == 'huggingface' else '.pt'}"
+        weights = convert(str(path), str(target), to)
+        assert (weights.n_classes, list(weights.classes)[:3]) == (5, ["a", "b", "c"])
+        path = target
+    if route[-1] == "videomae":
+        state = torch.load(path, weights_only=True)["model"]
+        assert {"patch_embed.proj.weight", "blocks.2.mlp.fc2.bias", "fc_norm.weight"} <= set(state)
+        convert(str(path), str(tmp_path / "back.pt"), "savimae", **shape)
+        path = tmp_path / "back.pt"
+    assert torch.equal(logits_of(path, clips), expected)
+
+
+def test_a_classifier_of_hugging_face_gives_the_same_logits(classifier, tmp_path):
+    import transformers
+
+    path, clips, expected = classifier
+    convert(str(path), str(tmp_path / "hf"), "huggingface")
+    theirs, report = transformers.VideoMAEForVideoClassification.from_pretrained(
+        tmp_path / "hf", output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert theirs.config.id2label == {0: "a", 1: "b", 2: "c", 3: "3", 4: "4"}
+    pixels = (clips.float() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    with torch.no_grad():
+        logits = theirs.eval()(pixels.permute(0, 1, 4, 2, 3)).logits
+    # Theirs has a norm eps of 1e-5 before the classifier whatever its config says, ours 1e-6.
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    theirs.save_pretrained(tmp_path / "again")
+    torch.testing.assert_close(logits_of(tmp_path / "again", clips), expected, rtol=0, atol=1e-6)
+
+
+def test_kinds_are_not_taken_for_each_other(classifier, published, tmp_path):
+    path, *_ = classifier
+    with pytest.raises(SavimaeError, match="a classifier, which has no decoder"):
+        load_model(str(path))
+    convert(str(published[0]), str(tmp_path / "pretraining.pt"), "savimae", **SHAPE)
+    with pytest.raises(SavimaeError, match="a pretraining model, not a classifier"):
+        load_classifier(str(tmp_path / "pretraining.pt"))
+    broken = torch.load(path, weights_only=True)
+    del broken["model"]["fc_norm.bias"]
+    torch.save(broken, tmp_path / "broken.pt")
+    with pytest.raises(SavimaeError, match=r"1 missing: fc_norm\.bias"):
+        load_classifier(str(tmp_path / "broken.pt"))

@@ -28,7 +28,7 @@ from savimae.classifier import (
     parameter_groups,
 )
 from savimae.clips import ClipConfig
-from savimae.convert import load_model
+from savimae.convert import load_classifier, load_model
 from savimae.errors import UsageError
 from savimae.finetune import FinetuneConfig, finetune
 from savimae.lists import label_of, read_list
@@ -229,12 +229,11 @@ def test_it_begins_with_the_pretrained_encoder_and_is_tested(pretrained, data, e
     assert first == pytest.approx(math.log(2), abs=0.05)  # a head scaled to nearly nothing
     # The test, by hand: averaged weights, softmax averaged over 2 clips x 2 crops.
     shape = load_model(str(pretrained)).config
-    model = VideoClassifier(shape, 2).eval()
+    model = load_classifier(str(expected)).eval()
     averaged = content["extra"]["ema"]
-    model.load_state_dict(
-        {name.removeprefix("module."): v for name, v in averaged.items() if name != "n_averaged"}
-    )
     assert int(averaged["n_averaged"]) == 6
+    assert torch.equal(model.head.weight, averaged["module.head.weight"])
+    assert not torch.equal(model.head.weight, content["model"]["head.weight"])
     task = finetune_config(pretrained, data, expected)
     reader = ViewReader(ClipConfig(shape.num_frames, 2, shape.image_size), Views(2, 2))
     confusion = np.zeros((2, 2), int)
