@@ -261,8 +261,19 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
 @click.argument("checkpoint", type=PATH)
 @option_group(
     "The ones that matter",
-    click.option("--train", "data", type=PATH, required=True, metavar="LIST", help="Videos."),
-    click.option("--test", type=PATH, required=True, metavar="LIST", help="Videos of the test."),
+    click.option(
+        "--train", "data", type=PATH, required=True, metavar="LIST",
+        help="Videos; with --dataset, the folder of all its videos.",
+    ),
+    click.option("--test", type=PATH, metavar="LIST", help="Videos of the test."),
+    click.option(
+        "--dataset", type=click.Choice(["ucf101", "hmdb51"]), help="Train and test on its --split."
+    ),
+    click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True),
+    click.option(
+        "--splits", type=PATH, metavar="FOLDER",
+        help="The official split files.  [under their usual name in or beside the videos]",
+    ),
     click.option(
         "--out", type=PATH, required=True, metavar="RUN",
         help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",

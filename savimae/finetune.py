@@ -27,10 +27,18 @@ from savimae.clips import Box, ClipConfig, FrameResizer, clip_indices, is_flippe
 from savimae.convert import load_weights
 from savimae.errors import SavimaeError, UsageError, shown
 from savimae.files import write_json
-from savimae.lists import Video, VideoList, label_of, shared_groups
+from savimae.lists import (
+    Video,
+    VideoList,
+    find_split_folder,
+    label_of,
+    match_split,
+    read_split,
+    shared_groups,
+)
 from savimae.loop import Loop, PlainTask
 from savimae.model import VideoMAEConfig
-from savimae.pretrained import SAMPLING_RATE, find_labelled_videos
+from savimae.pretrained import SAMPLING_RATE, find_labelled_videos, find_readable_videos
 from savimae.progress import Progress
 from savimae.randomness import PARTNER, integer_below, sample_keys
 from savimae.run import (
@@ -56,7 +64,10 @@ class FinetuneConfig(RunConfig):
     """Everything that `savimae finetune` can be told; the defaults are the published recipe."""
 
     checkpoint: str = ""  # pretrained weights of any layout
-    test: str = ""  # a list, or a folder of class folders
+    test: str | None = None  # a list, or a folder of class folders
+    dataset: str | None = None  # ucf101 or hmdb51: an official split of the videos below `data`
+    splits: str | None = None  # the folder of its split files; None: where it usually lies
+    split: int = 1
     untrained: bool = False  # take the checkpoint's shape only
 
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
@@ -92,6 +103,10 @@ class FinetuneConfig(RunConfig):
         for name in ("mixup", "cutmix", "head_scale", "test_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if (self.test is None) == (self.dataset is None):
+            raise ValueError("give --test and a list for --train, or --dataset and a folder for it")
+        if self.splits is not None and self.dataset is None:
+            raise ValueError("--splits goes with --dataset")
         Views(self.test_clips, self.test_crops)
 
 
@@ -292,10 +307,31 @@ def finetune(config: FinetuneConfig) -> int:
             process that is gone.
     """
     with named_process() as world:
-        train = find_labelled_videos(config.data, config.root)
-        test = find_labelled_videos(config.test, config.root)
+        train, test = _find_videos(config)
         setup = set_up(config, world, len(train.videos))
         return run(setup, FinetuningJob(config, setup, train, test))
+
+
+def _find_videos(config: FinetuneConfig) -> tuple[VideoList, VideoList]:
+    """Training and test videos: of two lists, or of an official split."""
+    if config.dataset is None:
+        train = find_labelled_videos(config.data, config.root)
+        return train, find_labelled_videos(str(config.test), config.root)
+    root = os.path.normpath(config.data)
+    folder = config.splits or find_split_folder(config.dataset, root)
+    official = read_split(folder, config.split)
+    found = find_readable_videos(root)
+    both = []
+    for part, entries in (("training", official.train), ("test", official.test)):
+        videos, missing = match_split(entries, official.classes, found)
+        if missing:
+            raise SavimaeError(
+                f"{shown(root)}: {len(missing)} of {len(entries)} {part} videos of the split are "
+                f"not there, such as {shown(missing[0])}; make lists of what there is with "
+                "`savimae index --splits`"
+            )
+        both.append(VideoList(videos, root, official.classes))
+    return both[0], both[1]
 
 
 class FinetuningJob:
@@ -310,8 +346,8 @@ class FinetuningJob:
         beyond = next((v for v in self.test if label_of(v) >= self.n_classes), None)
         if beyond is not None:
             raise UsageError(
-                f"{shown(config.test)}: {shown(beyond.path)} has label {beyond.label}, labels of "
-                f"the training list go to {self.n_classes - 1}"
+                f"{shown(config.test or config.data)}: {shown(beyond.path)} has label "
+                f"{beyond.label}, labels of the training list go to {self.n_classes - 1}"
             )
         self.weights = load_weights(config.checkpoint)
         rate = config.sampling_rate
@@ -373,7 +409,7 @@ class FinetuningJob:
         return list(task.model.encoder.blocks)
 
     def start_event(self) -> dict[str, Any]:
-        return {"test": self.config.test}
+        return {"test": self.config.test or f"{self.config.dataset}, split {self.config.split}"}
 
     def print_plan(self, loop: Loop, task: Finetuning) -> None:
         shape, config = self.shape, self.config

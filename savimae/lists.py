@@ -357,6 +357,27 @@ def read_split(folder: str, number: int) -> Split:
     )
 
 
+SPLIT_FOLDERS = {"ucf101": "ucfTrainTestlist", "hmdb51": "testTrainMulti_7030_splits"}
+
+
+def find_split_folder(dataset: str, root: str) -> str:
+    """Where the official split files of a data set lie: under their usual name, in its folder of
+    videos or beside it.
+
+    Raises:
+        UsageError: an unknown data set, or no such folder.
+    """
+    if dataset not in SPLIT_FOLDERS:
+        raise UsageError(f"dataset {dataset!r} is not one of {', '.join(SPLIT_FOLDERS)}")
+    name = SPLIT_FOLDERS[dataset]
+    for folder in (os.path.join(root, name), os.path.join(os.path.dirname(root) or ".", name)):
+        if os.path.isdir(folder):
+            return folder
+    raise UsageError(
+        f"{shown(root)}: no {name} in it or beside it; name the folder of split files with --splits"
+    )
+
+
 def _listdir(folder: str) -> list[str]:
     try:
         return os.listdir(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media import savimae
+from media import encode, moving_frames, savimae
 from training import checkpoint, config, finish, hooked, losses, make_videos, ranks, same_weights
 
 from savimae.augment import (
@@ -29,7 +30,7 @@ from savimae.classifier import (
 )
 from savimae.clips import ClipConfig
 from savimae.convert import load_classifier, load_model
-from savimae.errors import UsageError
+from savimae.errors import SavimaeError, UsageError
 from savimae.finetune import FinetuneConfig, finetune
 from savimae.lists import label_of, read_list
 from savimae.loop import SaveEvery
@@ -165,11 +166,14 @@ def test_erasing():
         ({"mixup": -1.0}, "mixup must be at least 0"),
         ({"test_clips": 0}, "clips must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
+        ({"test": None}, "give --test and a list for --train, or --dataset"),
+        ({"dataset": "ucf101"}, "give --test and a list for --train, or --dataset"),
+        ({"splits": "x"}, "--splits goes with --dataset"),
     ],
 )
 def test_options_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneConfig("train", "out", **changes)
+        FinetuneConfig("train", "out", **{"test": "test", **changes})
 
 
 # ------------------------------------------------------------------------------------------ runs
@@ -309,3 +313,27 @@ def test_what_does_not_fit_is_one_line(pretrained, data, tmp_path):
     assert "not a checkpoint that can be loaded safely" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_official_split(pretrained, tmp_path):
+    """UCF101's split files beside the videos; labels from 0 in their order, not in the sorted."""
+    root = tmp_path / "UCF-101"
+    splits = tmp_path / "ucfTrainTestlist"
+    splits.mkdir()
+    names = [f"{c}/v_{c}_g0{group}_c01" for c in ("B", "A") for group in (1, 2)]
+    for index, name in enumerate(names):
+        encode(root / f"{name}.avi", moving_frames(14 + index))
+    (splits / "classInd.txt").write_text("1 B\n2 A\n")
+    (splits / "trainlist01.txt").write_text(f"{names[0]}.avi 1\n{names[2]}.avi 2\n")
+    (splits / "testlist01.txt").write_text(f"{names[1]}.avi\n{names[3]}.avi\n")
+    changes = {"test": None, "dataset": "ucf101", "epochs": 1}
+    run = tmp_path / "run"
+    assert finetune(dataclasses.replace(finetune_config(pretrained, root, run), **changes)) == 0
+    assert checkpoint(run)["config"]["classes"] == ["B", "A"]
+    assert np.sum(json.loads((run / "test.json").read_text())["confusion"], 1).tolist() == [1, 1]
+    (root / f"{names[3]}.avi").unlink()
+    with pytest.raises(SavimaeError, match=r"1 of 2 test videos of the split are not there, such"):
+        finetune(dataclasses.replace(finetune_config(pretrained, root, run), **changes))
+    splits.rename(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="no ucfTrainTestlist in it or beside it"):
+        finetune(dataclasses.replace(finetune_config(pretrained, root, run), **changes))
