@@ -12,6 +12,7 @@ A checkpoint holds tensors and plain data only, and loads with `weights_only=Tru
 | `interval`  | sums since the last line of the log                                     |
 | `versions`  | of savimae, Python, torch and NumPy                                     |
 | `extra`     | what the task keeps beside: averaged weights of fine-tuning             |
+| `is_tested` | there if the test that is due after these steps is done                 |
 
 `last.pt` is another name (a hard link) of the newest one.
 """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from savimae.model import LAYER_NORM_EPS, Encoder, VideoMAEConfig, initialize
-from savimae.randomness import DROP_PATH, uniform
+from savimae.randomness import DROP_PATH, DROPOUT, uniform
 
 
 class VideoClassifier(nn.Module):
@@ -35,13 +35,17 @@ class VideoClassifier(nn.Module):
         with torch.no_grad():
             self.head.weight *= head_scale
 
-    def forward(self, clips: Tensor, branches: Tensor | None = None) -> Tensor:
+    def forward(
+        self, clips: Tensor, branches: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
         """Clips `[B, T, H, W, 3]`, uint8 or float in 0 to 1 -> logits float `[B, K]`.
 
         Args:
             branches: float `[L, 2, B]`, see `drop_path_branches`; None: nothing is dropped.
+            features: float `[B, D]`, see `dropout_features`; None: nothing is dropped.
         """
-        return self.head(self.fc_norm(self.encoder.whole(clips, branches).mean(1)))
+        pooled = self.fc_norm(self.encoder.whole(clips, branches).mean(1))
+        return self.head(pooled if features is None else pooled * features)
 
     def load_encoder(self, state: Mapping[str, Tensor]) -> None:
         """Take the encoder of a pretrained VideoMAE; its last norm is replaced by `fc_norm`."""
@@ -102,3 +106,11 @@ def drop_path_branches(key: np.uint64, rate: float, depth: int) -> np.ndarray:
     rates = drop_path_rates(rate, depth)[:, None]
     kept = uniform(key, DROP_PATH, 2 * depth).reshape(depth, 2) >= rates
     return (kept / (1 - rates)).astype(np.float32)
+
+
+def dropout_features(key: np.uint64, rate: float, dim: int) -> np.ndarray:
+    """What the pooled features of one clip are multiplied with before the head: float32 `[D]`.
+
+    0 where one is dropped, else 1 / (1 - rate) (Srivastava et al., 2014, "Dropout").
+    """
+    return ((uniform(key, DROPOUT, dim) >= rate) / (1 - rate)).astype(np.float32)

@@ -14,6 +14,7 @@ from savimae.cli_options import (
     SEED,
     TRAINING_MACHINE,
     GroupedCommand,
+    finetune_config,
     optimization_options,
     option_group,
 )
@@ -311,6 +312,10 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
     ),
     click.option("--drop-path", type=float, default=0.1, show_default=True),
     click.option(
+        "--head-dropout", type=float, default=0.0, show_default=True,
+        help="Share of the features that the last layer does not see.",
+    ),
+    click.option(
         "--head-scale", type=float, default=0.001, show_default=True,
         help="Of the initial weights of the last layer.",
     ),
@@ -334,9 +339,7 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
 @optimization_options("5e-4", "1e-6, or a tenth of the rate if that is less", 5)
 @TRAINING_MACHINE
 @SAVING
-def finetune(
-    checkpoint: str, allocator: str, test_crops: int, save_every: tuple[str, ...], **options: Any
-) -> int:
+def finetune(allocator: str, **options: Any) -> int:
     """Fine-tune a classifier on a pretrained encoder, and test it.
 
     Lists hold `path label` lines; folders of class folders will do. The test averages the softmax
@@ -346,15 +349,6 @@ def finetune(
 
     if allocator == "keep":
         keep_memory()  # before the first tensor
-    from savimae.finetune import FinetuneConfig
     from savimae.finetune import finetune as run
-    from savimae.loop import SaveEvery
 
-    try:
-        config = FinetuneConfig(
-            checkpoint=checkpoint, test_crops=test_crops or None,
-            save_every=tuple(map(SaveEvery.parse, save_every)), **options,
-        )  # fmt: skip
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return run(config)
+    return run(finetune_config(**options))

@@ -11,6 +11,7 @@ from savimae.errors import UsageError
 
 if TYPE_CHECKING:
     from savimae.config import SaliencyConfig
+    from savimae.finetune import FinetuneConfig
     from savimae.train import TrainConfig
 
 SEED = click.IntRange(0, 2**63 - 1)
@@ -98,6 +99,20 @@ def train_config(save_every: tuple[str, ...], **options: Any) -> TrainConfig:
 
     try:
         return TrainConfig(save_every=tuple(map(SaveEvery.parse, save_every)), **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def finetune_config(test_crops: int, save_every: tuple[str, ...], **options: Any) -> FinetuneConfig:
+    """The config that the options of `savimae finetune` make, apart from --allocator."""
+    from savimae.finetune import FinetuneConfig
+    from savimae.loop import SaveEvery
+
+    try:
+        return FinetuneConfig(
+            test_crops=test_crops or None, save_every=tuple(map(SaveEvery.parse, save_every)),
+            **options,
+        )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
 

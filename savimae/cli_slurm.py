@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 from click.core import ParameterSource
 
-from savimae.cli_options import PATH, GroupedCommand, option_group, saliency_config, train_config
+from savimae.cli_options import (
+    PATH,
+    GroupedCommand,
+    finetune_config,
+    option_group,
+    saliency_config,
+    train_config,
+)
 from savimae.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from savimae.config import SaliencyConfig
+    from savimae.run import RunConfig
     from savimae.slurm import Job, Resources
     from savimae.slurm_jobs import Script, Step
     from savimae.slurm_profile import Profile
@@ -192,6 +200,38 @@ def train(
 
 
 @slurm.command(cls=SlurmCommand)
+@click.argument("checkpoint", type=PATH)
+@click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@option_group(
+    "The run",
+    click.option("--train", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
+    click.option("--test", type=PATH, metavar="LIST", help="Videos of the test."),
+    click.option("--out", type=PATH, required=True, metavar="RUN", help="The run's folder."),
+)
+@_resources(*OF_SIZE, "dependency")
+@_script_options
+@click.pass_context
+def finetune(
+    ctx: click.Context,
+    checkpoint: str,
+    train: str,
+    test: str | None,
+    out: str,
+    arguments: tuple[str, ...],
+    **_: Any,
+) -> None:
+    """A job of `savimae finetune`, with the OPTIONS after --: one process a node or a GPU."""
+    tested = ["--test", test] if test else []
+    words = ("finetune", checkpoint, "--train", train, *tested, "--out", out, *arguments)
+    site = _Site(ctx)
+    given = _checked(ctx, words, checkpoint=checkpoint, data=train, test=test, out=out)
+    config = finetune_config(**{name: given[name] for name in given if name != "allocator"})
+    _check_schedule(config, site.resources("finetune"))
+    site.check_paths(checkpoint, train, test, config.splits, config.root)
+    _finish(ctx, [site.script(site.job("finetune", out, words))])
+
+
+@slurm.command(cls=SlurmCommand)
 @click.argument("source", type=PATH)
 @click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @option_group(
@@ -311,19 +351,27 @@ def _check_arrays(source: str, out: str, saliency: SaliencyConfig, dtype: str) -
 
 def _check_training(given: dict[str, Any], resources: Resources) -> TrainConfig:
     """The config of a training, after all checks that need neither the videos nor a node."""
-    from savimae.batches import Plan
-    from savimae.distributed import World
-
     config = train_config(**{name: given[name] for name in given if name != "allocator"})
-    world = World(size=resources.nodes * resources.tasks_per_node)
     try:
         config.of_masks()
         config.of_clips()
         config.of_saliency()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _check_schedule(config, resources)
+    return config
+
+
+def _check_schedule(config: RunConfig, resources: Resources) -> None:
+    """Refuse learning rates and a warm-up that do not fit the run."""
+    from savimae.batches import Plan
+    from savimae.distributed import World
+
+    world = World(size=resources.nodes * resources.tasks_per_node)
+    try:
         config.schedule(Plan(1, config.batch_size, config.accumulate, world))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    return config
 
 
 class _Site:
@@ -390,14 +438,14 @@ class _Site:
         )  # fmt: skip
 
     def resources(self, kind: str) -> Resources:
-        from savimae.slurm import Resources
+        from savimae.slurm import TRAINING, Resources
 
         values = {
             spec.field: value
             for key, spec in KEYS.items()
             if spec.field is not None and (value := self.value(kind, key)) is not None
         }
-        if kind == "train":
+        if kind in TRAINING:
             gpus = values.get("gpus_per_node", 0)
             values.setdefault("tasks_per_node", gpus or 1)
             if gpus:

@@ -175,6 +175,7 @@ def draw_reconstruction(
     masked: np.ndarray,
     patch_size: int,
     tubelet_size: int,
+    name: str,
     title: str,
     n_columns: int = 6,
 ) -> tuple[Image.Image, list[np.ndarray]]:
@@ -187,6 +188,8 @@ def draw_reconstruction(
         clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
         reconstructed: float32 `[T, S, S, 3]` in 0 to 1, the clip's own where it was visible.
         masked: bool `[T, S, S]`, True = hidden from the encoder.
+        name: of the video; stands before the title of the picture.
+        title: mask and error; stands on the animation as well.
     """
     n_frames, size = clip.pixels.shape[:2]
     grid = size // patch_size
@@ -214,8 +217,8 @@ def draw_reconstruction(
         if index in still:
             columns.append(column)
             captions.append(caption)
-        animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}")))
-    return draw_grid(columns, title, captions, ROWS), animated
+        animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}", title)))
+    return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
 
 
 def _figure(size: tuple[float, float]) -> Any:
@@ -304,15 +307,20 @@ def plot_runs(runs: Sequence[str], out: str) -> None:
     _write_figure(figure, out)
 
 
-def _filmstrip(panels: Sequence[Image.Image], caption: str) -> Image.Image:
-    """One animation frame: panels side by side over a caption, both sides even for H.264."""
+def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:
+    """One animation frame: panels side by side over lines of text, both sides even for H.264."""
     side = panels[0].width
+    font = ImageFont.load_default(FONT_PX)
     width = len(panels) * (side + GAP_PX) - GAP_PX
-    picture = Image.new("RGB", (width + width % 2, side + 2 * FONT_PX), BACKGROUND)
+    width = max(width, *(math.ceil(font.getlength(text)) + 2 * GAP_PX for text in captions))
+    height = side + 2 * FONT_PX * len(captions)
+    picture = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     for index, panel in enumerate(panels):
         picture.paste(panel, (index * (side + GAP_PX), 0))
-    font = ImageFont.load_default(FONT_PX)
-    ImageDraw.Draw(picture).text((4, side + FONT_PX), caption, fill=INK, font=font, anchor="lm")
+    draw = ImageDraw.Draw(picture)
+    for index, text in enumerate(captions):
+        middle = side + (2 * index + 1) * FONT_PX
+        draw.text((GAP_PX, middle), text, fill=INK, font=font, anchor="lm")
     return picture
 
 

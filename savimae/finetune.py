@@ -1,6 +1,7 @@
 """Fine-tuning a classifier: from options to a run of the loop, and the test after it.
 
-Legend: B clips, T frames, S input size, K classes, L depth of the encoder, V views of a video.
+Legend: B clips, T frames, S input size, K classes, L depth and D width of the encoder, V views of a
+video.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ from savimae.augment import (
     resized_crop_box,
     soft_target,
 )
-from savimae.classifier import VideoClassifier, drop_path_branches, parameter_groups
+from savimae.classifier import (
+    VideoClassifier,
+    drop_path_branches,
+    dropout_features,
+    parameter_groups,
+)
 from savimae.clips import Box, ClipConfig, FrameResizer, clip_indices, is_flipped
 from savimae.convert import load_weights
 from savimae.errors import SavimaeError, UsageError, shown
+from savimae.exam import Exam, score
 from savimae.files import write_json
 from savimae.lists import (
     Video,
@@ -36,10 +43,9 @@ from savimae.lists import (
     read_split,
     shared_groups,
 )
-from savimae.loop import Loop, PlainTask
+from savimae.loop import Loop, PlainTask, StopSignals
 from savimae.model import VideoMAEConfig
 from savimae.pretrained import SAMPLING_RATE, find_labelled_videos, find_readable_videos
-from savimae.progress import Progress
 from savimae.randomness import PARTNER, integer_below, sample_keys
 from savimae.run import (
     RunConfig,
@@ -57,6 +63,7 @@ from savimae.views import ViewReader, Views
 
 BETAS = (0.9, 0.999)
 RESULT = "test.json"
+PARTIAL = "test.partial.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,7 @@ class FinetuneConfig(RunConfig):
 
     layer_decay: float = 0.75
     drop_path: float = 0.1
+    head_dropout: float = 0.0
     head_scale: float = 0.001
     ema: float = 0.0  # decay of the averaged weights; 0: none
 
@@ -94,7 +102,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("erasing", "label_smoothing", "drop_path", "ema"):
+        for name in ("erasing", "label_smoothing", "drop_path", "head_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1 and not (name == "erasing" and self.erasing == 1):
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")
         for name in ("smallest_crop", "layer_decay"):
@@ -120,6 +128,7 @@ class Sample(NamedTuple):
     pixels: np.ndarray  # uint8 [T, S, S, 3]
     target: np.ndarray  # float32 [K], probabilities
     branches: np.ndarray  # float32 [L, 2]
+    features: np.ndarray  # float32 [D]
 
 
 class Batch(NamedTuple):
@@ -128,6 +137,7 @@ class Batch(NamedTuple):
     pixels: Tensor  # uint8 [B, T, S, S, 3]
     targets: Tensor  # float32 [B, K]
     branches: Tensor  # float32 [L, 2, B]
+    features: Tensor  # float32 [B, D]
 
 
 class Finetuning(PlainTask):
@@ -174,8 +184,10 @@ class Finetuning(PlainTask):
         target = soft_target(
             label_of(video), label_of(other), mixing.share, self.n_classes, config.label_smoothing
         )
-        depth = self.model.config.encoder_depth
-        return Sample(video, pixels, target, drop_path_branches(key, config.drop_path, depth))
+        shape = self.model.config
+        branches = drop_path_branches(key, config.drop_path, shape.encoder_depth)
+        features = dropout_features(key, config.head_dropout, shape.encoder_dim)
+        return Sample(video, pixels, target, branches, features)
 
     def _clip(self, video: Video, key: np.uint64) -> np.ndarray:
         """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, 3]`."""
@@ -209,6 +221,7 @@ class Finetuning(PlainTask):
             torch.from_numpy(np.stack([sample.pixels for sample in samples])).to(device),
             torch.from_numpy(np.stack([sample.target for sample in samples])).to(device),
             torch.from_numpy(np.stack([sample.branches for sample in samples], -1)).to(device),
+            torch.from_numpy(np.stack([sample.features for sample in samples])).to(device),
         )
 
     def n_terms(self, batch: Batch) -> int:
@@ -217,7 +230,7 @@ class Finetuning(PlainTask):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sequence[float]]:
         """Sum of cross-entropies, and how often the likeliest class is the most wanted one."""
-        logits = self.model(batch.pixels, batch.branches).float()
+        logits = self.model(batch.pixels, batch.branches, batch.features).float()
         losses = nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
         hits = (logits.argmax(1) == batch.targets.argmax(1)).sum()
         return losses, (float(hits),)
@@ -239,60 +252,40 @@ class Finetuning(PlainTask):
         if self.averaged is not None:
             self.averaged.load_state_dict(state["ema"])
 
-    def after_epoch(self, epoch: int, is_last: bool) -> dict[str, Any] | None:
+    def is_test_due(self, epoch: int, is_last: bool) -> bool:
         every = self.config.test_every
-        if not is_last and not (every and epoch % every == 0):
-            return None
-        result = self.test()
-        if is_last and self.setup.world.is_main:
-            write_json(os.path.join(self.config.out, RESULT), result)
-        return {f"test_{name}": result[name] for name in ("top1", "top5")}
+        return is_last or bool(every and epoch % every == 0)
 
-    def test(self) -> dict[str, Any]:
-        """Top-1, top-5 and confusion on the test videos, softmax averaged over their views.
+    def test(self, step: int, is_last: bool, signals: StopSignals) -> dict[str, float] | None:
+        """Top-1 and top-5 on the test videos; after the last step also in `test.json`.
 
-        The averaged weights are tested if there are any. Every process takes its share; all get
-        the result.
+        The averaged weights are tested if there are any. What is known of the test is kept in
+        `test.partial.json`, for a run that is stopped before its end.
 
         Raises:
             SavimaeError: a video cannot be decoded.
         """
-        model = self.model if self.averaged is None else self.averaged
-        reader = ViewReader(self.clips, Views(self.config.test_clips, self.config.test_crops))
-        world, setup = self.setup.world, self.setup
-        mine = self.test_videos[world.rank :: world.size]
-        k = self.n_classes
-        confusion, counts = np.zeros((k, k)), np.zeros(2)
-        model.eval()
-        with Progress("testing", quiet=not world.is_main, delay_s=1.0) as progress:
-            for index, video in enumerate(mine):
-                progress.show(index / len(mine), f"{index}/{len(mine)} videos")
-                try:
-                    views = torch.from_numpy(reader.read(video)).to(setup.device)
-                except VideoError as error:
-                    raise SavimaeError(
-                        f"{shown(video.path)}: {error}; mend it, or take it off the list"
-                    ) from error
-                with (
-                    torch.no_grad(),
-                    torch.autocast(
-                        setup.device.type, torch.bfloat16, enabled=setup.precision == "bf16"
-                    ),
-                ):
-                    logits = torch.cat([model(part) for part in views.split(setup.plan.batch_size)])
-                order = logits.float().softmax(1).mean(0).argsort(descending=True).cpu().numpy()
-                label = label_of(video)
-                confusion[label, order[0]] += 1
-                counts += [order[0] == label, label in order[:5]]
+        config, setup = self.config, self.setup
+        exam = Exam(
+            os.path.join(config.out, PARTIAL),
+            {
+                "step": step, "test_videos": names_digest(self.test_videos),
+                "test_clips": config.test_clips, "test_crops": config.test_crops,
+            },
+            self.test_videos,
+            ViewReader(self.clips, Views(config.test_clips, config.test_crops)),
+            setup.plan.batch_size, setup.device, setup.precision, setup.world,
+        )  # fmt: skip
+        predictions = exam.take(self.model if self.averaged is None else self.averaged, signals)
         self.model.train()
-        sums = world.sum([*counts.tolist(), *confusion.flatten().tolist()])
-        n = len(self.test_videos)
-        return {
-            "top1": sums[0] / n,
-            "top5": sums[1] / n,
-            "videos": n,
-            "confusion": sums[2:].reshape(k, k).astype(int).tolist(),
-        }
+        if predictions is None:
+            return None
+        result = score(predictions, self.test_videos, self.n_classes)
+        if setup.world.is_main:
+            if is_last:
+                write_json(os.path.join(config.out, RESULT), {"step": step, **result})
+            exam.forget()
+        return {f"test_{name}": result[name] for name in ("top1", "top5")}
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -376,7 +369,7 @@ class FinetuningJob:
         config = self.config
         names = (
             "untrained", "smallest_crop", "hflip", "erasing", "mixup", "cutmix", "label_smoothing",
-            "layer_decay", "drop_path", "head_scale", "ema",
+            "layer_decay", "drop_path", "head_dropout", "head_scale", "ema",
         )  # fmt: skip
         shape = dataclasses.asdict(self.shape)
         del shape["checkpoint_activations"]

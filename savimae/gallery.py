@@ -104,12 +104,18 @@ def draw_reconstructions(
             how = FROM[statistics] if shape.norm_target else "pixels as predicted"
             name = shown(os.path.basename(video.name))
             title = (
-                f"{name}   {mask_words(spec)} mask, {mask.mean():.0%} hidden   "
+                f"{mask_words(spec)} mask, {mask.mean():.0%} hidden   "
                 f"loss {result.loss:.3f}, PSNR {ours.psnr_db:.1f} dB (means alone "
                 f"{means.psnr_db:.1f})   {how}"
             )
             picture, frames = draw_reconstruction(
-                clip, result.pixels, result.masked, shape.patch_size, shape.tubelet_size, title
+                clip,
+                result.pixels,
+                result.masked,
+                shape.patch_size,
+                shape.tubelet_size,
+                name,
+                title,
             )
             target = os.path.join(out, f"{video.name}.png")
             write_picture(target, picture)

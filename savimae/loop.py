@@ -64,8 +64,15 @@ class Task(Protocol):
     def after_step(self) -> None:
         """The model's parameters have changed."""
 
-    def after_epoch(self, epoch: int, is_last: bool) -> dict[str, Any] | None:
-        """So many epochs are done; all processes call it. What it returns goes into the log."""
+    def is_test_due(self, epoch: int, is_last: bool) -> bool:
+        """Whether to test after so many epochs."""
+
+    def test(self, step: int, is_last: bool, signals: StopSignals) -> dict[str, float] | None:
+        """Test what `step` steps made; all processes call it.
+
+        Returns:
+            What goes into the log; None if a process was asked to stop before the end.
+        """
 
     def extra_state(self) -> dict[str, Any] | None:
         """What a checkpoint holds beside the model and the optimizer."""
@@ -75,14 +82,17 @@ class Task(Protocol):
 
 
 class PlainTask:
-    """What a task does that keeps nothing of its own and does nothing between steps."""
+    """What a task does that keeps nothing of its own and has no test."""
 
     def after_step(self) -> None:
         return
 
-    def after_epoch(self, epoch: int, is_last: bool) -> dict[str, Any] | None:
+    def is_test_due(self, epoch: int, is_last: bool) -> bool:
         del epoch, is_last
-        return None
+        return False
+
+    def test(self, step: int, is_last: bool, signals: StopSignals) -> dict[str, float] | None:
+        raise NotImplementedError("a task without a test")
 
     def extra_state(self) -> dict[str, Any] | None:
         return None
@@ -197,6 +207,7 @@ class Loop:
         self.total_steps = config.epochs * plan.steps_per_epoch
         self.step = 0
         self.saved_step: int | None = None
+        self.is_tested = False  # after `step` steps, if a test is due then
         self.names = ("loss_sum", "n_terms", "n_samples", *task.sum_names)
         self.interval = np.zeros(len(self.names))
         parameters = [each for group in optimizer.param_groups for each in group["params"]]
@@ -210,6 +221,7 @@ class Loop:
         extra = self.task.extra_state()
         return {
             **({} if extra is None else {"extra": extra}),
+            **({"is_tested": True} if self.is_tested else {}),
             "model": self.task.model.state_dict(),
             "config": self.model_config,
             "optimizer": self.optimizer.state_dict(),
@@ -226,6 +238,7 @@ class Loop:
         if "extra" in content:
             self.task.load_extra_state(content["extra"])
         self.step = self.saved_step = content["step"]
+        self.is_tested = content.get("is_tested", False)
         self.interval = np.array(content["interval"])
 
     def save(self) -> None:
@@ -274,27 +287,64 @@ class Loop:
         ):
             log.write(start_event)
             self.meter = Meter()
-            while self.step < self.total_steps:
-                record = self._step(batches, signals)
-                if record is None:
+            while not self.is_done:
+                if self._is_test_due():
+                    goes_on = self._test(signals, log, progress)
+                else:
+                    goes_on = self._train(batches, signals, log, progress)
+                if not goes_on:
                     self.save()
                     self._leave_together()
                     progress.write(self._stopped(signals.received))
                     return EXIT_STOPPED
-                if self.step % self.config.log_every == 0 or self.step == self.total_steps:
-                    log.write({**record, **self._interval_record()})
-                progress.show(self.step / self.total_steps, self._status(record))
-                epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-                if not rest:
-                    found = self.task.after_epoch(epoch, self.step == self.total_steps)
-                    if found is not None:
-                        log.write({"step": self.step, "epoch": epoch, **found})
-                        words = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-                        progress.write(f"after epoch {epoch}: {words}")
-                if self._is_time_to_save() or self.step == self.total_steps:
-                    self.save()
             self._leave_together()
         return 0
+
+    @property
+    def is_done(self) -> bool:
+        """All steps are, and the test after them if there is one."""
+        return self.step == self.total_steps and not self._is_test_due()
+
+    def _is_test_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
+        if self.step == 0 or rest or self.is_tested:
+            return False
+        return self.task.is_test_due(epoch, self.step == self.total_steps)
+
+    def _train(
+        self,
+        batches: Iterator[MicroBatch[Any]],
+        signals: StopSignals,
+        log: RunLog,
+        progress: Progress,
+    ) -> bool:
+        """One step, with what is logged and saved after it; False if asked to stop instead."""
+        record = self._step(batches, signals)
+        if record is None:
+            return False
+        self.is_tested = False
+        if self.step % self.config.log_every == 0 or self.step == self.total_steps:
+            log.write({**record, **self._interval_record()})
+        progress.show(self.step / self.total_steps, self._status(record))
+        if self._is_time_to_save() or self.step == self.total_steps:
+            self.save()
+        return True
+
+    def _test(self, signals: StopSignals, log: RunLog, progress: Progress) -> bool:
+        """The test that is due, with what is logged and saved after it; False if asked to stop."""
+        with self.meter.paused():
+            found = self.task.test(self.step, self.step == self.total_steps, signals)
+        if found is None:
+            return False
+        epoch = self.step // self.plan.steps_per_epoch
+        log.write({"step": self.step, "epoch": epoch, **found})
+        words = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        progress.write(f"after epoch {epoch}: {words}")
+        self.is_tested = True
+        if self.saved_step == self.step:  # a checkpoint that says that the test is done
+            self.saved_step = None
+            self.save()
+        return True
 
     def _leave_together(self) -> None:
         """Wait for the last checkpoint: srun may end all processes when the first has ended."""

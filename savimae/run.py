@@ -216,7 +216,7 @@ def run(setup: Setup, job: Job[AnyTask]) -> int:
         if content is not None:
             loop.restore(content)
         world.share_state(task.model)
-        if loop.step == loop.total_steps:
+        if loop.is_done:
             if world.is_main:
                 print(f"{shown(config.out)}: all {loop.total_steps} steps are done")
             return 0

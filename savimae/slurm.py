@@ -27,7 +27,8 @@ from collections.abc import Sequence
 
 from savimae.errors import UsageError, one_line, shown
 
-KINDS = ("preprocess", "check", "train")
+TRAINING = ("train", "finetune")  # of as many processes as there are nodes or GPUs
+KINDS = ("preprocess", "check", *TRAINING)
 FRAGMENTS = ("prologue", "run")
 VIDEOS = "videos.txt"  # in the folder of a pipeline's run: what the check found whole
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
@@ -158,7 +159,7 @@ def render(job: Job, resources: Resources, templates: str | None = None) -> str:
     }
     for fragment in FRAGMENTS:
         values[fragment] = _filled(fragment, values, templates).rstrip("\n")
-    return _filled(job.kind, values, templates)
+    return _filled("train" if job.kind in TRAINING else job.kind, values, templates)
 
 
 def directives(job: Job, resources: Resources) -> list[str]:

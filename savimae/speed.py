@@ -33,6 +33,15 @@ class Meter:
         finally:
             self._waited_s += time.perf_counter() - before
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is no part of training."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._started += time.perf_counter() - before
+
     def count_step(self, n_clips: float) -> None:
         """A step of so many clips, of all processes, is done."""
         self._n_clips += n_clips

@@ -20,7 +20,7 @@ from savimae.lists import Video, find_videos
 from savimae.preprocess import ArrayJob, Survey, deal, survey
 from savimae.progress import duration
 from savimae.runs import LOG, read_lines, read_settings
-from savimae.slurm import VIDEOS, job_name
+from savimae.slurm import TRAINING, VIDEOS, job_name
 from savimae.slurm_jobs import Entry, Record, queue, read_record, submit_again, submit_parts
 
 RECENT_S = 600.0  # what the rate is measured over
@@ -43,7 +43,8 @@ def status(output: str, resubmit: bool = False) -> list[str]:
     """
     if not os.path.isdir(output):
         raise UsageError(f"{shown(output)}: no such folder; name one of arrays or of a run")
-    arrays, training = read_record(output, "preprocess"), read_record(output, "train")
+    arrays = read_record(output, "preprocess")
+    training = next(filter(None, (read_record(output, kind) for kind in TRAINING)), None)
     if arrays is not None:
         return _array_status(output, arrays, resubmit)
     if training is not None or os.path.exists(os.path.join(output, LOG)):
@@ -153,7 +154,9 @@ def _rate(looked: Survey, is_running: bool) -> str:
 
 
 def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
-    from savimae.checkpoint import last_checkpoint  # imports torch, which arrays can do without
+    # These import torch, which arrays can do without.
+    from savimae.checkpoint import last_checkpoint
+    from savimae.finetune import RESULT
 
     lines = [f"training in {shown(run)}"]
     log = read_lines(run)
@@ -161,14 +164,18 @@ def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
     steps = [line for line in log if "loss" in line]
     is_done = False
     if starts:
-        total, effective = starts[-1]["total_steps"], read_settings(run)["effective_batch"]
+        settings = read_settings(run)
+        total, effective = starts[-1]["total_steps"], settings["effective_batch"]
         step = steps[-1]["step"] if steps else 0
         is_done = step == total
+        if is_done and settings["output"] == "classifier":
+            is_done = os.path.exists(os.path.join(run, RESULT))
         lines.append(f"  done     {step} of {total} steps ({step / total:.1%})")
         lines.append(f"  started  {len(starts)} times, on {starts[-1]['processes']} processes last")
     else:
         lines.append("  done     nothing yet")
-    entries, queue_line = _queue([job_name(kind, run) for kind in ("check", "train")])
+    kinds = ("check", *TRAINING)
+    entries, queue_line = _queue([job_name(kind, run) for kind in kinds])
     if steps:
         last = steps[-1]
         lines.append(f"  loss     {last['loss']:.4f}, learning rate {last['lr']:.3g}")
@@ -182,14 +189,15 @@ def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
     lines.append(f"  queue    {queue_line}")
     idle = not is_done and not entries
     if idle and record is not None:
-        for kind in ("check", "train"):
+        for kind in kinds:
             last_line = _last_line(record.logs, f"{kind}-*.log")
             if last_line is not None:
                 lines.append(f"  ended    {kind}: {last_line}")
     if resubmit and idle:
         if record is None:
             raise UsageError(
-                f"{shown(run)}: no script is noted in it; submit one with `savimae slurm train`"
+                f"{shown(run)}: no script is noted in it; submit one with `savimae slurm train` or "
+                "`savimae slurm finetune`"
             )
         if read_record(run, "check") and not os.path.exists(os.path.join(run, VIDEOS)):
             raise UsageError(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media import encode, moving_frames, savimae
+from media import encode, moving_frames, random_bytes, savimae
 from training import checkpoint, config, finish, hooked, losses, make_videos, ranks, same_weights
 
 from savimae.augment import (
@@ -25,6 +25,7 @@ from savimae.classifier import (
     VideoClassifier,
     drop_path_branches,
     drop_path_rates,
+    dropout_features,
     layer_of,
     parameter_groups,
 )
@@ -36,6 +37,7 @@ from savimae.lists import label_of, read_list
 from savimae.loop import SaveEvery
 from savimae.model import model_config
 from savimae.randomness import sample_keys
+from savimae.schedule import Schedule
 from savimae.train import train
 from savimae.views import ViewReader, Views
 
@@ -95,6 +97,22 @@ def test_a_dropped_branch_is_as_if_the_block_were_not_there():
     torch.testing.assert_close(mixed[1], model(clips)[1])
     del model.encoder.blocks[1]
     torch.testing.assert_close(mixed[0], model(clips)[0])
+
+
+def test_dropped_features_do_not_reach_the_head():
+    drawn = np.stack([dropout_features(key, 0.3, 192) for key in KEYS[:50]])
+    assert set(np.unique(drawn)) == {0.0, np.float32(1 / 0.7)}
+    # 9600 draws of 0.3: a standard deviation of 0.0047.
+    assert (drawn == 0).mean() == pytest.approx(0.3, abs=0.02)
+    assert (dropout_features(KEYS[0], 0.0, 192) == 1).all()
+    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=1)
+    model = VideoClassifier(shape, 3, head_scale=1.0).eval()
+    clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    features = torch.zeros(2, 192)
+    features[1] = 1
+    logits = model(clips, None, features)
+    torch.testing.assert_close(logits[0], model.head.bias)
+    torch.testing.assert_close(logits[1], model(clips)[1])
 
 
 def test_targets():
@@ -263,6 +281,32 @@ def test_untrained_weights_are_others(pretrained, data, expected, tmp_path):
     assert (ours - start).norm() > start.norm()
 
 
+def test_the_learning_rate_of_every_layer_at_every_step(pretrained, data, tmp_path, monkeypatch):
+    steps, of_adamw = [], torch.optim.AdamW.step
+
+    def step(self, *args, **kwargs):
+        steps.append([(group["lr"], group["weight_decay"]) for group in self.param_groups])
+        return of_adamw(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    changes = {"warmup_epochs": 1.0, "min_lr": 1e-5, "layer_decay": 0.5}
+    assert finetune(finetune_config(pretrained, data, tmp_path / "run", **changes)) == 0
+    # Three steps of warm-up from 0 to 1e-3, then 1e-5 + (1e-3 - 1e-5) / 2 (1 + cos(pi s / 3)).
+    by_step = [0, 5e-4, 1e-3, 1e-3, 7.525e-4, 2.575e-4]
+    # 14 layers: patch embedding, 12 blocks, head; each with and without weight decay.
+    by_layer = [0.5**13, 0.5**12, 0.5**11, 0.5**10, 0.5**9, 0.5**8, 0.5**7, 0.5**6, 0.5**5,
+                0.5**4, 0.5**3, 0.5**2, 0.5, 1]  # fmt: skip
+    expected = [[(lr * scale, decay) for scale in by_layer for decay in (0, 0.05)]
+                for lr in by_step]  # fmt: skip
+    np.testing.assert_allclose(steps, expected, rtol=1e-12)
+    # The published run of UCF101: 5e-4 * 128 / 256 after five epochs.
+    published = FinetuneConfig("train", "run", test="test")
+    assert (published.default_base_lr, published.longest_warmup) == (5e-4, 5)
+    assert Schedule(2.5e-4, 1e-6, 7500, 375).at(374) == 2.5e-4
+    middle = Schedule(2.5e-4, 1e-6, 7500, 375).at(375 + 7125 // 3)  # cos(pi / 3) = 1 / 2
+    assert middle == pytest.approx(1e-6 + 0.75 * 2.49e-4, rel=1e-12)
+
+
 def test_killed_and_resumed_is_exact(pretrained, data, expected, tmp_path):
     run = tmp_path / "run"
     words = finetune_command(pretrained, data, run, test_every=1)
@@ -287,6 +331,50 @@ at_call = lambda n: None
     assert top1_of(run) == top1_of(expected)
     with pytest.raises(UsageError, match=r"layer_decay is 0\.75 there and 0\.5 here"):
         finetune(finetune_config(pretrained, data, run, layer_decay=0.5))
+
+
+def test_stopped_in_a_test_and_resumed(pretrained, data, expected, tmp_path):
+    run = tmp_path / "run"
+    words = finetune_command(pretrained, data, run, test_every=1)
+    hook = """
+from savimae.exam import Exam
+of_exam, n_calls = Exam._predict, 0
+def predict(self, model, video):
+    global n_calls
+    n_calls += 1
+    if n_calls == STOP:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return of_exam(self, model, video)
+Exam._predict = predict
+at_call = lambda n: None
+"""
+    # In the first test; in the rest of it; then, by one of two processes, in the last test.
+    for stop, processes, known in (("4", 1, 4), ("3", 1, 7), ("5", 2, 6)):
+        if processes == 2:
+            words[words.index("--batch-size") + 1] = "2"
+        for process in ranks(processes, words, hook.replace("STOP", stop)):
+            code, text = finish(process)
+            assert code == 85, text
+        partial = json.loads((run / "test.partial.json").read_text())
+        assert len(partial["predictions"]) == known
+        assert partial["step"] == (3 if processes == 1 else 6)
+        assert not (run / "test.json").exists()
+        saved = checkpoint(run)
+        assert (saved["step"], "is_tested" in saved) == (partial["step"], False)
+    whole = (run / "test.partial.json").read_bytes()
+    random_bytes(run / "test.partial.json")
+    with pytest.raises(
+        SavimaeError, match=r"test\.partial\.json: not what a test leaves .* delete it"
+    ):
+        finetune(finetune_config(pretrained, data, run, test_every=1))
+    (run / "test.partial.json").write_bytes(whole)
+    assert finetune(finetune_config(pretrained, data, run, test_every=1)) == 0
+    assert not (run / "test.partial.json").exists()
+    assert checkpoint(run)["is_tested"] is True
+    assert [step for step, _ in top1_of(run)] == [3, 6]
+    assert (run / "test.json").read_bytes() == (expected / "test.json").read_bytes()
+    assert finetune(finetune_config(pretrained, data, run, test_every=1)) == 0  # nothing to do
+    assert [step for step, _ in top1_of(run)] == [3, 6]
 
 
 def test_two_processes_give_the_losses_of_one(pretrained, data, expected, tmp_path):

@@ -55,7 +55,17 @@ JOBS = {
         ),
         Resources(time="2-00:00:00", nodes=4, tasks_per_node=2, stop_before_s=300, **SITE),
     ),
+    "finetune": (
+        Job(
+            "finetune", "/scratch/classifier",
+            ("finetune", "/scratch/run", "--train", "/data/UCF-101", "--out", "/scratch/classifier",
+             "--dataset", "ucf101"),
+            ("savimae",), "/home/me", "/scratch/classifier/slurm/logs",
+        ),
+        Resources(gpus_per_node=2, tasks_per_node=2, cpus_per_task=8),
+    ),
 }  # fmt: skip
+PIPELINE = ("preprocess", "check", "train")
 
 
 @pytest.mark.parametrize("kind", JOBS)
@@ -416,7 +426,7 @@ def test_a_pipeline_derives_the_arrays_from_the_model(slurm, videos, tmp_path):
              "--dependency", "afterok:5", "--output", tmp_path / "scripts")  # fmt: skip
     done = slurm(*words, "--", "--input-size", "96", "--patch-size", "8", "--mask-type", "tube")
     assert done.returncode == 0, done.stderr
-    texts = {kind: (tmp_path / f"scripts/{kind}.sh").read_text() for kind in JOBS}
+    texts = {kind: (tmp_path / f"scripts/{kind}.sh").read_text() for kind in PIPELINE}
     for kind in ("preprocess", "check"):
         assert "  --input-size 96\n  --patch-size 8\n  --threshold 0.5\n" in texts[kind]
         assert "#SBATCH --partition=small\n" in texts[kind]
@@ -443,6 +453,31 @@ def test_a_pipeline_derives_the_arrays_from_the_model(slurm, videos, tmp_path):
         f"{tmp_path}/scripts/check.sh)"
     )
     assert lines[2].startswith("  sbatch --dependency=afterok:$job --kill-on-invalid-dep=yes ")
+
+
+def test_finetuning_is_a_job_like_training(slurm, videos, tmp_path):
+    checkpoint, out = tmp_path / "pretrained.pt", tmp_path / "classifier"
+    words = ("finetune", checkpoint, "--train", videos, "--test", videos, "--out", out)
+    done = slurm(*words, "--nodes", "2", "--", "--epochs", "50", "--layer-decay", "0.7")
+    assert done.returncode == 0, done.stderr
+    assert f"note: {checkpoint} is not there (yet)" in done.stderr
+    for line in ("--nodes=2", "--ntasks-per-node=1", "--exclusive"):
+        assert f"#SBATCH {line}\n" in done.stdout
+    assert (
+        f"savimae finetune\n  {checkpoint}\n  --train {videos}\n  --test {videos}\n  --out {out}\n"
+        "  --epochs 50\n  --layer-decay 0.7\n)"
+    ) in done.stdout
+    assert 'exec srun --ntasks-per-node=1 --cpus-per-task="$cpus"' in done.stdout
+    for more, message in (
+        (("--", "--layer-decay", "2"), r"layer_decay 2.0 is not in \(0, 1\]"),
+        (("--", "--out", "x"), "--out after the -- is what `savimae slurm` sets itself"),
+        (("--", "--dataset", "ucf101"), "give --test and a list for --train, or --dataset"),
+        (("--", "--warmup-epochs", "100"), "leaves nothing of a run of 100"),
+        (("--submit",), "pretrained.pt: no such file or folder"),
+    ):
+        done = slurm(*words, *more)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert re.search(message, done.stderr), done.stderr
 
 
 def test_gpus_have_a_process_each(slurm, videos, tmp_path):
@@ -568,7 +603,7 @@ def test_a_profile(slurm, videos, tmp_path, monkeypatch):
         monkeypatch.setenv(variable, value)
         done = slurm(*words)
         assert done.returncode == 0, done.stderr
-        texts = {kind: (tmp_path / f"s/{kind}.sh").read_text() for kind in JOBS}
+        texts = {kind: (tmp_path / f"s/{kind}.sh").read_text() for kind in PIPELINE}
         for text in texts.values():
             assert "#SBATCH --account=lab\n" in text
             assert "#SBATCH --reservation=x\n" in text
@@ -583,7 +618,7 @@ def test_a_profile(slurm, videos, tmp_path, monkeypatch):
     done = slurm(
         *words, "--profile", profile, "--partition", "new", "--setup", "true", "--throttle", "2"
     )
-    for kind in JOBS:
+    for kind in PIPELINE:
         text = (tmp_path / f"s/{kind}.sh").read_text()
         assert "#SBATCH --partition=new\n" in text
         assert "\ntrue\n" in text
@@ -596,7 +631,10 @@ def test_a_profile(slurm, videos, tmp_path, monkeypatch):
     [
         (b"account = lab\n", "not an INI file"),
         (b"[all]\nnonsense = 1\n", r"slurm.ini: \[all\] nonsense is not one of account, "),
-        (b"[gpu]\ntime = 1\n", r"slurm.ini: \[gpu\] is not one of all, preprocess, check, train"),
+        (
+            b"[gpu]\ntime = 1\n",
+            r"slurm.ini: \[gpu\] is not one of all, preprocess, check, train, finetune",
+        ),
         (b"[train]\nnodes = many\n", r"slurm.ini: \[train\] nodes: 'many' is not a valid integer"),
         (b"[train]\ntime = soon\n", "train: time 'soon' is not like"),
         (b"[all]\naccount = a\naccount = b\n", "not an INI file"),
