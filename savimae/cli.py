@@ -322,7 +322,8 @@ def inspect(
 @click.argument("out", type=PATH)
 @click.option(
     "--to", type=click.Choice(["savimae", "videomae", "huggingface"]), required=True,
-    help="videomae: as published; huggingface: a folder for VideoMAEForPreTraining.",
+    help="videomae: as published; huggingface: a folder for VideoMAEForPreTraining or, of a "
+    "classifier, VideoMAEForVideoClassification.",
 )  # fmt: skip
 @click.option("--image-size", type=click.IntRange(1), help="Not in published files.  [224]")
 @click.option("--num-frames", type=click.IntRange(1), help="Not in published files.  [16]")
@@ -511,12 +512,17 @@ def compare(runs: tuple[str, ...]) -> None:
 @click.option("--out", type=PATH, default="savimae-demo", show_default=True, metavar="DIR")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(1), help="Default: the cores this process may use.")
-def demo(out: str, seed: int, workers: int | None) -> int:
+@click.option(
+    "--full", is_flag=True,
+    help="Judge pretraining instead, with probes and fine-tuning: about half an hour.",
+)  # fmt: skip
+def demo(out: str, seed: int, workers: int | None, full: bool) -> int:
     """Make a small set of real videos and run the whole pipeline on it: about two minutes."""
     from savimae.allocator import keep_memory
 
     keep_memory()
     from savimae.cores import available_cores
     from savimae.demo import run_demo
+    from savimae.demo_scores import run_full_demo
 
-    return run_demo(out, seed, workers or available_cores())
+    return (run_full_demo if full else run_demo)(out, seed, workers or available_cores())

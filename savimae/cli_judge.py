@@ -164,8 +164,10 @@ def evaluate(checkpoints: tuple[str, ...], data: str, out: str | None, **options
     machine, masks = _machine(options), _masks(options)
     from savimae.evaluate import evaluate as run
     from savimae.evaluate import evaluation_table
-    from savimae.files import write_json
+    from savimae.files import refuse_folder, write_json
 
+    if out is not None:
+        refuse_folder(out)
     results = run(checkpoints, data, machine, masks, **options)
     if out is not None:
         write_json(out, [dataclasses.asdict(result) for result in results])

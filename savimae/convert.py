@@ -27,7 +27,7 @@ from torch import Tensor
 from savimae.checkpoint import last_checkpoint, read_file
 from savimae.classifier import VideoClassifier
 from savimae.errors import SavimaeError, UsageError, one_line, shown
-from savimae.files import atomic_file, atomic_folder, read_json
+from savimae.files import atomic_file, atomic_folder, read_json, refuse_folder
 from savimae.model import LAYER_NORM_EPS, SIZES, VideoMAE, VideoMAEConfig
 
 LAYOUTS = ("savimae", "videomae", "huggingface")
@@ -159,8 +159,7 @@ def convert(source: str, out: str, to: str, **shape: int) -> Weights:
             raise UsageError(f"{shown(out)} exists; name a new folder")
         _write_huggingface(out, weights)
         return weights
-    if os.path.isdir(out):
-        raise UsageError(f"{shown(out)} is a folder; name a file, such as {shown(out)}/model.pt")
+    refuse_folder(out)
     content: dict[str, Any] = {"model": weights.state}
     if to == "savimae":
         content["config"] = dataclasses.asdict(weights.config)

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,14 @@ from skimage import data
 from savimae.config import SaliencyConfig, record_config
 from savimae.errors import shown
 from savimae.figures import inspect_video
+from savimae.files import refuse_file
 from savimae.lists import Video, write_list
 from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.progress import Progress
 from savimae.video import write_video
 
 if TYPE_CHECKING:
-    from savimae.train import TrainConfig
+    from savimae.run import RunConfig
 
 WIDTH, HEIGHT = 160, 120  # pixels
 N_FRAMES = 48
@@ -61,8 +63,9 @@ def make_demo_set(out: str, seed: int = 0, copies: int = 2) -> DemoSet:
     The same seed gives the same bytes. AVI (MPEG-4) and MP4 (H.264) alternate.
 
     Raises:
-        UsageError: `out` holds a demo made with another seed.
+        UsageError: `out` holds a demo made with another seed, or is a file.
     """
+    refuse_file(out)
     os.makedirs(out, exist_ok=True)
     record_config(out, {"output": "demo", "seed": seed, "copies": copies})
     root = os.path.join(out, "videos")
@@ -101,9 +104,9 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     from savimae.pretrained import Machine, MaskOptions
     from savimae.train import TrainConfig, train
 
-    _say("1. making videos: cut-outs that move over photographs, as AVI and MP4")
+    say("1. making videos: cut-outs that move over photographs, as AVI and MP4")
     made = make_demo_set(out, seed)
-    _say(
+    say(
         f"   {made.n_videos} videos in {shown(made.videos)}: {len(DIRECTIONS)} directions "
         f"({shown(made.direction_list)}), {len(OBJECTS)} objects ({shown(made.object_list)})"
     )
@@ -115,10 +118,10 @@ def run_demo(out: str, seed: int, workers: int) -> int:
         salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75, epochs=100, batch_size=16, lr=3e-3,
     )  # fmt: skip
     size = config.of_saliency().input_size
-    _say(f"2. savimae preprocess {shown(made.videos)} {shown(arrays)} --input-size {size}")
+    say(f"2. savimae preprocess {shown(made.videos)} {shown(arrays)} --input-size {size}")
     job = ArrayJob(config.of_saliency())
     report = process(made.videos, arrays, job, RunOptions(workers, overwrite=True))
-    _say(f"   {report.summary()}")
+    say(f"   {report.summary()}")
     if report.failures:
         return 1
 
@@ -129,24 +132,24 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     )
     example = os.path.join(made.videos, EXAMPLE + extension)
     picture = os.path.join(out, "inspect.png")
-    _say(f"3. savimae inspect {shown(example)} --out {shown(picture)}")
+    say(f"3. savimae inspect {shown(example)} --out {shown(picture)}")
     for path in inspect_video(example, picture, SaliencyConfig()):
-        _say(f"   wrote {shown(path)}")
+        say(f"   wrote {shown(path)}")
 
-    _say(f"4. savimae train {_options(config)}")
+    say(f"4. savimae train {options_of(config)}")
     code = train(config)
     if code:
         return code
-    _say(f"   wrote {shown(os.path.join(run, 'log.jsonl'))}")
+    say(f"   wrote {shown(os.path.join(run, 'log.jsonl'))}")
     checkpoint = os.path.join(run, "checkpoints", "last.pt")
-    _say(f"   wrote {shown(checkpoint)}")
+    say(f"   wrote {shown(checkpoint)}")
 
     pictures = os.path.join(out, "reconstructions")
-    _say(f"5. savimae reconstruct {shown(run)} {shown(example)} --out {shown(pictures)}")
+    say(f"5. savimae reconstruct {shown(run)} {shown(example)} --out {shown(pictures)}")
     machine = Machine.choose("auto", "auto", 1, None, None)
     for path in draw_reconstructions(run, example, pictures, machine, MaskOptions()).written:
-        _say(f"   wrote {shown(path)}")
-    _say(
+        say(f"   wrote {shown(path)}")
+    say(
         "Look at the pictures. Then try your own videos:\n"
         "   savimae inspect YOUR_VIDEO\n"
         "   savimae preprocess YOUR_FOLDER YOUR_ARRAYS\n"
@@ -155,17 +158,24 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     return 0
 
 
-def _options(config: TrainConfig) -> str:
-    """The options of `savimae train` that make this config."""
-    given = [
-        (field.name, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default
-    ]
-    return " ".join(f"--{name.replace('_', '-')} {shown(str(value))}" for name, value in given)
+def options_of(config: RunConfig) -> str:
+    """The options that make this config on the command line of its kind of training."""
+    words = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default or name == "checkpoint":
+            continue
+        if name == "data" and "checkpoint" in vars(config):
+            name = "train"
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words.append(f"--{name} {shown(shlex.quote(str(0 if value is None else value)))}")
+    return " ".join(words)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line at once."""
     print(text, flush=True)
 
 

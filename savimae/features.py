@@ -22,7 +22,7 @@ from torch import Tensor
 
 from savimae.config import check_settings, record_config
 from savimae.errors import SavimaeError, UsageError, shown
-from savimae.files import atomic_file, read_json, write_json
+from savimae.files import atomic_file, read_json, refuse_folder, write_json
 from savimae.lists import Video
 from savimae.model import CHANNELS, VideoMAE
 from savimae.pretrained import Machine
@@ -121,8 +121,7 @@ def make_features(
     """
     if os.path.splitext(path)[1] not in EXTENSIONS:
         raise UsageError(f"{shown(path)}: name a file that ends in {' or '.join(EXTENSIONS)}")
-    if os.path.isdir(path):
-        raise UsageError(f"{shown(path)} is a folder; name a file")
+    refuse_folder(path)
     names = "\n".join(video.name for video in videos).encode("utf-8", "surrogateescape")
     settings = {
         **source.settings,

@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
+from savimae.errors import UsageError, shown
+
 TEMPORARY_SUFFIX = ".savimae-tmp"
 
 
@@ -28,6 +30,18 @@ def temporary_name(target: str) -> str:
     folder, name = os.path.split(target)
     writer = f"{socket.gethostname()[:40]}-{os.getpid()}"
     return os.path.join(folder, _temporary_prefix(name) + writer + TEMPORARY_SUFFIX)
+
+
+def refuse_file(path: str) -> None:
+    """Raises UsageError if there is a file where a folder is asked for."""
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise UsageError(f"{shown(path)} is a file; name a folder")
+
+
+def refuse_folder(path: str) -> None:
+    """Raises UsageError if there is a folder where a file is asked for."""
+    if os.path.isdir(path):
+        raise UsageError(f"{shown(path)} is a folder; name a file")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from savimae.clips import ClipReader
 from savimae.errors import UsageError, shown
 from savimae.evaluate import mask_words, read_clip
 from savimae.figures import FRAMES_PER_S, draw_reconstruction, write_animation, write_picture
-from savimae.files import write_json
+from savimae.files import refuse_file, write_json
 from savimae.masking import draw_masks
 from savimae.pretrained import Machine, MaskOptions, find_readable_videos, load_pretrained
 from savimae.progress import Progress
@@ -63,9 +63,10 @@ def draw_reconstructions(
         saliency_root: arrays of `savimae preprocess`; else saliency is computed from the clips.
 
     Raises:
-        UsageError: options that do not fit the model.
+        UsageError: options that do not fit the model, or `out` is a file.
         SavimaeError: a checkpoint, video or array that cannot be read.
     """
+    refuse_file(out)
     videos = find_readable_videos(source, root).videos[:n_videos]
     pretrained = load_pretrained(checkpoint, machine.device)
     shape = pretrained.model.config

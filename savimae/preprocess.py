@@ -24,7 +24,7 @@ import numpy as np
 from savimae.arrays import array_frames, array_path, write_array
 from savimae.config import SaliencyConfig, check_config, record_config
 from savimae.errors import EXIT_STOPPED, SavimaeError, UsageError, one_line, shown
-from savimae.files import atomic_folder, remove_leftovers
+from savimae.files import atomic_folder, refuse_file, remove_leftovers
 from savimae.kernels.patches import compile_kernels
 from savimae.lists import Video, VideoList, find_videos, write_list
 from savimae.progress import Progress
@@ -433,8 +433,7 @@ def refuse_inside(source: str, out: str) -> None:
             f"{shown(out)} lies inside {shown(source)}: a later run would take outputs "
             "for sources; choose a folder outside"
         )
-    if os.path.exists(out) and not os.path.isdir(out):
-        raise UsageError(f"{shown(out)} is a file; name a folder")
+    refuse_file(out)
 
 
 def _refuse_video_files(found: VideoList) -> None:

@@ -22,6 +22,7 @@ from savimae.features import (
     make_features,
     pixel_features,
 )
+from savimae.files import refuse_file
 from savimae.lists import group_of, label_of, shared_groups
 from savimae.model import VideoMAE
 from savimae.pretrained import Machine, Pretrained, find_labelled_videos, load_pretrained
@@ -88,10 +89,11 @@ def probe(
         baselines: do the same with an untrained encoder and with raw pixels.
 
     Raises:
-        UsageError: lists without labels, or options that do not fit.
+        UsageError: lists without labels, options that do not fit, or `out` is a file.
         SavimaeError: a file that cannot be read, or scikit-learn is not installed.
     """
     _check_sklearn()
+    refuse_file(out)
     train, test = (find_labelled_videos(path, root) for path in (train_list, test_list))
     unknown = sorted(set(map(label_of, test.videos)) - set(map(label_of, train.videos)))
     if unknown:

@@ -20,7 +20,7 @@ from savimae.cores import available_cores
 from savimae.devices import PRECISIONS, check_compiler, choose_device, choose_precision
 from savimae.distributed import World, find_world, joined
 from savimae.errors import SavimaeError, UsageError, shown
-from savimae.files import read_json
+from savimae.files import read_json, refuse_file
 from savimae.kernels.patches import compile_kernels
 from savimae.lists import Video
 from savimae.loop import Loop, LoopConfig, SaveEvery, StopSignals, Task, versions
@@ -362,8 +362,7 @@ def _record(run: str, settings: dict[str, Any]) -> None:
     Raises:
         UsageError, SavimaeError: as `record_config`; or `run` is a file.
     """
-    if os.path.exists(run) and not os.path.isdir(run):
-        raise UsageError(f"{shown(run)} is a file; name a folder for the run")
+    refuse_file(run)
     path = os.path.join(run, CONFIG)
     if last_checkpoint(run) is None:  # a run that failed before it saved anything: begin again
         with contextlib.suppress(OSError, ValueError):

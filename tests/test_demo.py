@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 from media import savimae
 from PIL import Image
 
-from savimae import demo
+from savimae import demo, demo_scores
+from savimae.cli import cli
+from savimae.cli_options import finetune_config, train_config
 from savimae.clips import ClipConfig, ClipReader
 from savimae.config import SaliencyConfig
 from savimae.convert import load_model
+from savimae.demo_scores import Score, scores_table
+from savimae.finetune import FinetuneConfig
 from savimae.lists import read_list
 from savimae.masking import MaskSpec, draw_masks
 from savimae.randomness import sample_keys
 from savimae.runs import read_log
 from savimae.saliency import video_patches
+from savimae.train import TrainConfig
 from savimae.video import open_video
 
 
@@ -113,3 +121,71 @@ def test_another_seed_wants_another_folder(whole_demo):
     done = savimae("demo", "--out", out, "--seed", "6")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "seed is 0 there and 6 here" in done.stderr
+
+
+# ------------------------------------------------------------------------------ what it is worth
+
+
+def parsed(command, words):
+    params = cli.commands[command].make_context(command, words, parent=click.Context(cli)).params
+    return {name: value for name, value in params.items() if name != "allocator"}
+
+
+def test_commands_that_are_printed_do_the_same():
+    of_training = TrainConfig("a list", "run", saliency_root="s", model="tiny", hflip=True, lr=0.5)
+    words = shlex.split(demo.options_of(of_training))
+    assert train_config(**parsed("train", words)) == of_training
+    of_finetuning = FinetuneConfig(
+        "train", "out", checkpoint="run", test="test", untrained=True, hflip=False, test_crops=None
+    )
+    words = shlex.split(demo.options_of(of_finetuning))
+    assert words == ["--train", "train", "--out", "out", "--test", "test", "--untrained",
+                     "--no-hflip", "--test-crops", "0"]  # fmt: skip
+    assert finetune_config(**parsed("finetune", ["run", *words])) == of_finetuning
+
+
+def test_table_of_scores():
+    scores = [
+        Score("object", "kNN", "pretrained", 1, 0.5),
+        Score("object", "kNN", "raw pixels", 1, 0.25),
+        Score("object", "fine-tuned", "untrained", 1, 1.0),
+        Score("object", "kNN", "pretrained", 2, 0.75),
+        Score("direction", "kNN", "pretrained", 1, 0.125),
+        Score("object", "kNN", "pretrained", 3, 0.7),
+    ]
+    assert scores_table(scores).splitlines() == [
+        "top-1                        pretrained  untrained  raw pixels",
+        "object (chance 0.250)",
+        "  kNN                     0.650 ± 0.132          -       0.250",
+        "  fine-tuned                          -      1.000           -",
+        "direction (chance 0.125)",
+        "  kNN                             0.125          -           -",
+    ]
+
+
+def test_full_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo_scores, "SEEDS", (1,))
+    for what in ("PRETRAINING_COPIES", "LABELLED_COPIES", "TEST_COPIES", "PRETRAINING_EPOCHS",
+                 "FINETUNING_EPOCHS"):  # fmt: skip
+        monkeypatch.setattr(demo_scores, what, 1)
+    assert demo_scores.run_full_demo(str(tmp_path), 4, 2) == 0
+    printed = capsys.readouterr().out
+    scores = [Score(**each) for each in json.loads((tmp_path / "scores.json").read_text())]
+    assert printed.endswith(f"{scores_table(scores)}\nwrote {tmp_path}/scores.json\n")
+    assert len(scores) == 2 * (2 * 2 * 3 + 2)  # labels, pools x classifiers x features, fine-tuned
+    known = {(each.label, each.way, each.features): each.top1 for each in scores}
+    result = json.loads((tmp_path / "seed-1/direction-untrained/test.json").read_text())
+    assert known["direction", "fine-tuned", "untrained"] == result["top1"]
+    # Features are shared by the labels, and each label is asked for.
+    with np.load(tmp_path / "seed-1/probe-tokens/pretrained-test.npz") as features:
+        assert features["values"].shape == (32, 144, 192)
+        assert np.bincount(features["labels"]).tolist() == [4] * 8
+    raw = {way: known["object", way, "raw pixels"] for way in ("linear, mean of tokens",
+                                                               "linear, all tokens")}  # fmt: skip
+    assert len(set(raw.values())) == 1
+    assert raw["linear, all tokens"] > 0.4  # chance 0.25
+    recorded = [
+        json.loads((tmp_path / part / "config.json").read_text())
+        for part in ("labelled", "test", "unlabelled")
+    ]
+    assert len({each["seed"] for each in recorded}) == 3  # no video is in two of them

@@ -118,6 +118,14 @@ def test_what_does_not_fit_is_one_line(run, data, tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "not a checkpoint that can be loaded safely" in done.stderr
     assert not (tmp_path / "e.json").exists()
+    done = savimae(
+        "evaluate", run, "--data", data, "--out", tmp_path
+    )  # before anything is computed
+    assert (done.returncode, done.stderr) == (2, f"savimae: {tmp_path} is a folder; name a file\n")
+    with pytest.raises(UsageError, match=r"model\.pt is a file; name a folder"):
+        draw_reconstructions(
+            str(run), str(data), str(tmp_path / "model.pt"), MACHINE, MaskOptions()
+        )
 
 
 # -------------------------------------------------------------------------------------- pictures

@@ -289,3 +289,5 @@ def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
     done = savimae("probe", checkpoint, "--train", data, "--test", listed, "--out", out)
     assert done.returncode == 2
     assert "no training video has its label 7" in done.stderr
+    done = savimae("probe", checkpoint, "--train", data, "--test", listed, "--out", listed)
+    assert (done.returncode, done.stderr) == (2, f"savimae: {listed} is a file; name a folder\n")

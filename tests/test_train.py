@@ -303,7 +303,7 @@ def test_a_run_that_saved_nothing_may_begin_again_with_other_settings(data, tmp_
     with pytest.raises(UsageError, match="output is 'patches' there and 'pretraining' here"):
         train(config(data, arrays))
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="file is a file; name a folder for the run"):
+    with pytest.raises(UsageError, match="file is a file; name a folder"):
         train(config(data, tmp_path / "file"))
 
 
