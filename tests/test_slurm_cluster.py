@@ -13,6 +13,7 @@ from slurm_cluster import IN_TRAINING, finish, program, slurm, submit
 from training import SMALL, config, log_of, losses, make_videos, same_weights
 
 from savimae.arrays import load_array
+from savimae.finetune import FinetuneConfig, finetune
 from savimae.slurm import job_name
 from savimae.train import train
 
@@ -237,6 +238,55 @@ def test_a_node_that_goes_down(data, expected, tmp_path):
     assert "goes on when" not in first  # Slurm queued it again, not the script
     assert "6 steps done" in second
     assert same_weights(tmp_path / "down", expected)
+
+
+# ---------------------------------------------------------------------------------- fine-tuning
+
+IN_A_TEST = """
+from savimae.exam import Exam
+n_calls = 0
+original_predict = Exam._predict
+def predict(self, model, video):
+    global n_calls
+    n_calls += 1
+    if self.world.is_main and n_calls == 3 and once():
+        ask("scancel", "--signal=USR1", "--batch", job())
+    return original_predict(self, model, video)
+Exam._predict = predict
+at_call = lambda n: None
+"""
+
+
+def test_finetuning_on_two_nodes_stops_in_its_test_and_goes_on(data, expected, tmp_path):
+    out, here = tmp_path / "classifier", tmp_path / "here"
+    small = {"epochs": 1, "lr": 1e-3, "precision": "fp32", "log_every": 1, "device": "cpu",
+             "smallest_crop": 0.5, "test_clips": 2, "test_crops": 1}  # fmt: skip
+    words = [
+        word
+        for name, value in small.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    (job,) = submit("finetune", expected, "--train", data, "--test", data, "--out", out,
+                    "--nodes", "2", "--program", program(tmp_path / "hooked.py",
+                                                         IN_TRAINING + IN_A_TEST),
+                    "--submit", "--", *words, "--batch-size", "2", cwd=tmp_path)  # fmt: skip
+    (ended,) = finish(job).values()
+    text = log(out, f"finetune-{job}.log")
+    assert (ended.state, ended.code, ended.restarts) == ("COMPLETED", 0, 1), text
+    first, _, second = text.partition("starts for the 2. time")
+    assert "stopped by SIGUSR1 after step 3 of 3, saved" in first
+    assert "goes on when Slurm starts it again" in first
+    assert "resuming at step 3, 0 left of 3" in second
+    config = FinetuneConfig(
+        str(data), str(here), checkpoint=str(expected), test=str(data), batch_size=4, **small
+    )
+    assert finetune(config) == 0
+    assert np.allclose(losses(out), losses(here), rtol=0, atol=1e-5)
+    assert (out / "test.json").read_text() == (here / "test.json").read_text()
+    assert not (out / "test.partial.json").exists()
+    shown = savimae("slurm", "status", out, "--resubmit").stdout
+    assert "done     3 of 3 steps (100.0%)" in shown
+    assert shown.endswith("nothing to submit: all steps are done\n")
 
 
 # ------------------------------------------------------------------------------------- pipeline
