@@ -17,7 +17,7 @@ from savimae.files import read_json, refuse_file, write_json
 from savimae.finetune import RESULT, FinetuneConfig, finetune
 from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.pretrained import Machine
-from savimae.probe import probe
+from savimae.probe import check_sklearn, probe
 from savimae.tables import table
 from savimae.train import TrainConfig, train
 
@@ -49,7 +49,12 @@ def run_full_demo(out: str, seed: int, workers: int) -> int:
 
     Returns:
         The exit code: 0, 1 if a video failed, or `errors.EXIT_STOPPED` if a run was stopped.
+
+    Raises:
+        UsageError: `out` holds a demo made with another seed, or is a file.
+        SavimaeError: scikit-learn is not installed.
     """
+    check_sklearn()
     refuse_file(out)
     say("making videos with labels, to test on, and to pretrain on")
     labelled = make_demo_set(os.path.join(out, "labelled"), seed, LABELLED_COPIES)

@@ -92,7 +92,7 @@ def probe(
         UsageError: lists without labels, options that do not fit, or `out` is a file.
         SavimaeError: a file that cannot be read, or scikit-learn is not installed.
     """
-    _check_sklearn()
+    check_sklearn()
     refuse_file(out)
     train, test = (find_labelled_videos(path, root) for path in (train_list, test_list))
     unknown = sorted(set(map(label_of, test.videos)) - set(map(label_of, train.videos)))
@@ -131,7 +131,8 @@ def _sources(
     return sources
 
 
-def _check_sklearn() -> None:
+def check_sklearn() -> None:
+    """Raises SavimaeError, with what to install, where scikit-learn is missing."""
     try:
         import sklearn  # noqa: F401
     except ImportError:

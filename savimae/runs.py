@@ -137,6 +137,9 @@ _ROWS = (
     ("loss", "loss", "{:.4f}"),
     ("  salient tokens", "loss_salient", "{:.4f}"),
     ("  other tokens", "loss_other", "{:.4f}"),
+    ("train top-1", "train_top1", "{:.3f}"),
+    ("test top-1", "test_top1", "{:.3f}"),
+    ("test top-5", "test_top5", "{:.3f}"),
     ("learning rate", "lr", "{:.3g}"),
     ("gradient norm", "grad_norm", "{:.3g}"),
     ("visible tokens", "visible_tokens", "{:.1f}"),
@@ -148,7 +151,7 @@ _ROWS = (
 
 
 def compare_runs(runs: list[str]) -> str:
-    """A table of runs: the last line of each log, the lowest loss, and the settings that differ.
+    """A table of runs: the last step and test of each, the lowest loss, the settings that differ.
 
     Raises:
         UsageError, SavimaeError: as `read_log` and `read_settings`.
@@ -156,8 +159,12 @@ def compare_runs(runs: list[str]) -> str:
     logs = [read_log(run) for run in runs]
     settings = [read_settings(run) for run in runs]
     rows = [["", *(shown(os.path.normpath(run)) for run in runs)]]
+    last = [
+        {**next((line for line in reversed(read_lines(run)) if "test_top1" in line), {}), **log[-1]}
+        for run, log in zip(runs, logs, strict=True)
+    ]
     for title, key, form in _ROWS:
-        values = [log[-1].get(key) for log in logs]
+        values = [each.get(key) for each in last]
         if any(value is not None for value in values):
             cells = ["-" if value is None else form.format(value) for value in values]
             rows.append([title, *cells])

@@ -183,6 +183,13 @@ def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
         if not is_done and entries:
             rate += f"; about {duration((total - step) * effective / last['clips_per_s'])} left"
         lines.append(f"  rate     {rate}")
+    tests = [line for line in log if "test_top1" in line]
+    if tests:
+        last = tests[-1]
+        lines.append(
+            f"  test     top-1 {last['test_top1']:.4f}, top-5 {last['test_top5']:.4f} after step "
+            f"{last['step']}"
+        )
     saved = last_checkpoint(run)
     if saved is not None:
         lines.append(f"  saved    {shown(saved)}, {_ago(os.path.getmtime(saved))}")

@@ -31,10 +31,12 @@ from savimae.classifier import (
 )
 from savimae.clips import ClipConfig
 from savimae.convert import load_classifier, load_model
+from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError
+from savimae.exam import Exam, score
 from savimae.finetune import FinetuneConfig, finetune
-from savimae.lists import label_of, read_list
-from savimae.loop import SaveEvery
+from savimae.lists import Video, label_of, read_list
+from savimae.loop import SaveEvery, StopSignals
 from savimae.model import model_config
 from savimae.randomness import sample_keys
 from savimae.schedule import Schedule
@@ -44,6 +46,43 @@ from savimae.views import ViewReader, Views
 KEYS = sample_keys(0, 0, np.arange(2000))
 
 # ------------------------------------------------------------------------- numbers, by hand
+
+
+class TwoViews:
+    """A reader whose two views of video `name` are its number, and that plus 2."""
+
+    def read(self, video):
+        return np.array([[int(video.name)], [int(video.name) + 2]], np.float32)
+
+
+def test_a_test_averages_softmax_and_goes_on(tmp_path):
+    # Class k has the logit log(weights[k]) for a view of value k or less, else 0.
+    weights = torch.tensor([1.0, 2, 3, 4, 5, 6])
+    model = torch.nn.Module()
+    model.forward = lambda views: torch.where(views <= torch.arange(6), weights.log(), 0.0)
+    videos = [Video(str(n), str(n), label) for n, label in ((0, 5), (3, 0), (4, 1))]
+
+    def exam(step):
+        settings = {"step": step}
+        path = str(tmp_path / "test.partial.json")
+        return Exam(path, settings, videos, TwoViews(), 1, torch.device("cpu"), "fp32", World())
+
+    # Views 0 and 2: (1 2 3 4 5 6) / 21 and (1 1 3 4 5 6) / 20; 3 and 5: (1 1 1 4 5 6) / 18 and
+    # (1 1 1 1 1 6) / 11; 4 and 6: (1 1 1 1 5 6) / 15 and all 1 / 6.
+    first, second, third = exam(7).take(model, StopSignals()) or []
+    assert first == [5, 4, 3, 2, 1]
+    assert second[:3] == [5, 4, 3]
+    assert third[:2] == [5, 4]
+    result = score([[5, 4, 3, 2, 1], [5, 4, 3, 0, 1], [4, 5, 3, 2, 0]], videos, 6)
+    assert (result["top1"], result["top5"], result["videos"]) == (1 / 3, 2 / 3, 3)
+    confusion = np.zeros((6, 6), int)
+    confusion[[5, 0, 1], [5, 5, 4]] = 1
+    assert result["confusion"] == confusion.tolist()
+    # What was kept of another test does not count, of this one it does.
+    kept = {"step": 7, "predictions": [[2, 0, 1, 3, 4]]}
+    (tmp_path / "test.partial.json").write_text(json.dumps(kept))
+    assert exam(8).take(model, StopSignals()) == [first, second, third]
+    assert exam(7).take(model, StopSignals()) == [[2, 0, 1, 3, 4], second, third]
 
 
 def test_layers_and_their_learning_rates():

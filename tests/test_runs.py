@@ -55,12 +55,17 @@ def test_compare_shows_where_runs_are_and_how_they_differ(tmp_path):
         make_run(tmp_path / "a", 0.5),
         make_run(tmp_path / "b", 0.75, lr=2e-3, salient=False, n=10),
     ]
+    with open(tmp_path / "b/log.jsonl", "a") as file:
+        for top1 in (0.25, 0.5):
+            file.write(json.dumps({"step": 10, "test_top1": top1, "test_top5": 1.0}) + "\n")
     table = [line.split() for line in compare_runs(runs).splitlines()]
     assert table[0] == runs
     rows = {" ".join(line[:-2]): line[-2:] for line in table[1:]}
     assert rows["steps"] == ["20", "10"]
     assert rows["loss"] == ["0.5000", "0.7500"]
     assert rows["salient tokens"] == ["1.1000", "-"]
+    assert rows["test top-1"] == ["-", "0.500"]
+    assert "train top-1" not in rows
     assert rows["waiting for data"] == ["0.40%", "0.40%"]
     assert rows["lr"] == ["0.001", "0.002"]
     assert rows["mask_type"] == ["savi", "tube"]

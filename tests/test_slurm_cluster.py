@@ -286,6 +286,7 @@ def test_finetuning_on_two_nodes_stops_in_its_test_and_goes_on(data, expected, t
     assert not (out / "test.partial.json").exists()
     shown = savimae("slurm", "status", out, "--resubmit").stdout
     assert "done     3 of 3 steps (100.0%)" in shown
+    assert re.search(r"  test     top-1 0\.\d{4}, top-5 1\.0000 after step 3\n", shown)
     assert shown.endswith("nothing to submit: all steps are done\n")
 
 
