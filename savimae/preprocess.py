@@ -379,8 +379,9 @@ def _results(
     if not pending:
         return
     results = run_tasks(_run, pending, n_workers, [__name__], show)
-    with _ended_by_signals(), contextlib.closing(results):
+    with EndedBySignals() as ending, contextlib.closing(results):
         for task, result in results:
+            ending.check()
             done_cost += max(task.video.cost, 1)
             if isinstance(result, WorkerDiedError):
                 result = "the process that worked on it died (out of memory, or a decoder crash)"
@@ -389,21 +390,36 @@ def _results(
             yield task, result
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Turn TERM and USR1 into SystemExit, so that workers are stopped and temporary files removed.
+class EndedBySignals:
+    """Turns INT, TERM and USR1 into exceptions: workers are stopped, temporary files removed.
 
-    USR1 asks to stop and to go on later, as in training; the exit code says so.
+    USR1 asks to stop and to go on later, as in training; the exit code says so. An exception that
+    is raised while Python runs a destructor is lost, hence `check`.
     """
-    codes: dict[int, int] = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGUSR1: EXIT_STOPPED}
-    before = {
-        number: signal.signal(number, lambda number, _: sys.exit(codes[number])) for number in codes
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> EndedBySignals:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        self._before = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        self.received = number
+        self.check()
+
+    def check(self) -> None:
+        """Raise what a signal asked for, if there was one."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:
+            is_pause = self.received == signal.SIGUSR1
+            sys.exit(EXIT_STOPPED if is_pause else 128 + self.received)
 
 
 class _FailureLog:

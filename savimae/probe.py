@@ -33,6 +33,7 @@ NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised feature learning …")
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
 HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
+FEW = 1000  # training videos, up to which each part does in turn: one would be too small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +90,17 @@ def probe(
         baselines: do the same with an untrained encoder and with raw pixels.
 
     Raises:
-        UsageError: lists without labels, options that do not fit, or `out` is a file.
+        UsageError: lists without labels or with a single one, options that do not fit, or `out` is
+            a file.
         SavimaeError: a file that cannot be read, or scikit-learn is not installed.
     """
     check_sklearn()
     refuse_file(out)
     train, test = (find_labelled_videos(path, root) for path in (train_list, test_list))
+    if len(set(map(label_of, train.videos))) == 1:
+        raise UsageError(
+            f"{shown(train_list)}: all videos have one label; nothing can be told apart"
+        )
     unknown = sorted(set(map(label_of, test.videos)) - set(map(label_of, train.videos)))
     if unknown:
         raise UsageError(f"{shown(test_list)}: no training video has its label {unknown[0]}")
@@ -206,11 +212,17 @@ def linear(
     def model(c: float) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
 
-    kept, held = hold_out(y, groups, seed)
+    parts = [part for part in hold_out(y, groups, seed) if len(set(y[part[0]])) > 1]
+    parts = parts[: None if len(y) <= FEW else 1]
+    if not parts:
+        fitted = model(1.0).fit(x, y)
+        return fitted.classes_, fitted.predict_proba(x_test), "C 1, too few videos to choose it"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about convergence: the choice of C judges what came of it
-        accuracy = {c: model(c).fit(x[kept], y[kept]).score(x[held], y[held])
-                    for c in REGULARISATION}  # fmt: skip
+        accuracy = {
+            c: float(np.mean([model(c).fit(x[k], y[k]).score(x[h], y[h]) for k, h in parts]))
+            for c in REGULARISATION
+        }
         best = max(accuracy, key=lambda c: (accuracy[c], -c))  # the smaller one of equals
         fitted = model(best).fit(x, y)
     detail = f"C {best:g}, {accuracy[best]:.3f} on held-out training videos"
@@ -219,21 +231,23 @@ def linear(
 
 def hold_out(
     y: np.ndarray, groups: Sequence[str | None], seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """A fifth of the videos, of every class, with videos of one recording on one side.
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Fifths of the videos, of every class, with videos of one recording on one side.
 
     Returns:
-        Indices of the kept and of the held-out videos.
+        Of each fifth, indices of the videos that are kept and of those that are held out; nothing
+        if no class has two videos.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     names = [group if group is not None else f"video {i}" for i, group in enumerate(groups)]
     n_splits = max(2, min(HELD_OUT, len(set(names)), int(np.bincount(y).max())))
+    if np.bincount(y).max() < 2:
+        return []
     splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes with fewer videos than parts
-        kept, held = next(splitter.split(np.zeros(len(y)), y, names))
-    return kept, held
+        return list(splitter.split(np.zeros(len(y)), y, names))
 
 
 def probe_table(result: Probe) -> str:

@@ -18,7 +18,7 @@ from PIL import Image
 from savimae import preprocess, workers
 from savimae.config import SaliencyConfig
 from savimae.lists import Video, find_videos, read_list
-from savimae.preprocess import ArrayJob, Shard, shard_videos
+from savimae.preprocess import ArrayJob, EndedBySignals, Shard, shard_videos
 from savimae.saliency import video_patches
 from savimae.video import VideoFile, open_video
 
@@ -290,6 +290,28 @@ def test_killed_at_any_moment(tmp_path, sent):
     assert len(found) == 150
     assert all((array == found["c/000.npy"]).all() for array in found.values())
     assert not leftovers(out)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("sent", "ending", "code"),
+    [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGUSR1, SystemExit, 85),
+     (signal.SIGTERM, SystemExit, 143)],
+)  # fmt: skip
+def test_a_signal_is_not_lost_where_exceptions_are(sent, ending, code):
+    class Trap:
+        def __del__(self):
+            os.kill(os.getpid(), sent)
+            for _ in range(1000):  # the handler runs here, and Python drops what it raises
+                pass
+
+    with EndedBySignals() as ended:
+        ended.check()
+        Trap()
+        with pytest.raises(ending) as raised:
+            ended.check()
+    assert getattr(raised.value, "code", None) == code
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def command_lines() -> list[str]:

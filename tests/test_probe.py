@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from media import encode, moving_frames, random_bytes, savimae, write_frames
+from sklearn.linear_model import LogisticRegression
 from test_model import clips_for, small_model
 
 from savimae.clips import Box, ClipConfig
@@ -23,7 +24,7 @@ from savimae.features import (
 )
 from savimae.lists import Video, find_videos
 from savimae.pretrained import Machine
-from savimae.probe import hold_out, linear, nearest_neighbours, score
+from savimae.probe import hold_out, linear, nearest_neighbours, probe, score
 from savimae.views import ViewReader, Views, spread_clips, spread_crops
 
 MACHINE = Machine(torch.device("cpu"), "fp32", 2, 1)
@@ -236,13 +237,37 @@ def test_the_linear_probe_chooses_on_held_out_training_videos():
 def test_held_out_videos_are_of_other_recordings():
     y = np.repeat(np.arange(4), 20)
     groups = [f"g{index // 4}" for index in range(80)]
-    kept, held = hold_out(y, groups, 3)
-    assert sorted([*kept, *held]) == list(range(80))
-    assert {groups[i] for i in kept}.isdisjoint(groups[i] for i in held)
-    assert len(held) == 16
-    assert np.bincount(y[held], minlength=4).min() == 4
-    kept, held = hold_out(np.array([0, 1, 1]), [None] * 3, 0)  # nearly nothing to hold out
-    assert len(kept) > 0 < len(held)
+    parts = hold_out(y, groups, 3)
+    assert sorted(np.concatenate([held for _, held in parts])) == list(range(80))
+    for kept, held in parts:
+        assert sorted([*kept, *held]) == list(range(80))
+        assert {groups[i] for i in kept}.isdisjoint(groups[i] for i in held)
+        assert len(held) == 16
+        assert np.bincount(y[held], minlength=4).min() == 4
+    x = np.eye(4)
+    for y, groups in (([0, 1, 2, 3], [None] * 4), ([0, 0, 1, 1], ["one"] * 4)):
+        classes, probabilities, detail = linear(x, np.array(y), x, groups, 0)
+        assert (classes[probabilities.argmax(1)] == y).all()
+        assert detail == "C 1, too few videos to choose it"
+
+
+def test_up_to_a_thousand_videos_are_held_out_in_turn(monkeypatch):
+    """Five parts; what is said is their mean."""
+    rng = np.random.default_rng(5)
+    y = np.arange(60) % 3
+    x = np.eye(3)[y] + rng.normal(0, 1.0, (60, 3))
+    _, _, detail = linear(x, y, x, [None] * 60, 0)
+    best, mean = float(detail.split(",")[0][2:]), float(detail.split(", ")[1].split()[0])
+    hits = 0
+    for kept, held in hold_out(y, [None] * 60, 0):
+        deviation = x[kept].std(0)
+        model = LogisticRegression(C=best, max_iter=2000).fit(x[kept] / deviation, y[kept])
+        hits += (model.predict(x[held] / deviation) == y[held]).sum()
+    assert mean == pytest.approx(hits / 60, abs=0.001)
+    monkeypatch.setattr("savimae.probe.FEW", 59)
+    _, _, of_one = linear(x, y, x, [None] * 60, 0)
+    hits = float(of_one.split(", ")[1].split()[0]) * 12
+    assert hits == pytest.approx(round(hits), abs=0.01)
 
 
 def test_scores_count_what_they_say():
@@ -289,5 +314,9 @@ def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
     done = savimae("probe", checkpoint, "--train", data, "--test", listed, "--out", out)
     assert done.returncode == 2
     assert "no training video has its label 7" in done.stderr
+    same = tmp_path / "same.txt"
+    same.write_text(f"{data}/c0/v0.avi 1\n{data}/c0/v1.avi 1\n")
+    with pytest.raises(UsageError, match=r"same\.txt: all videos have one label"):
+        probe(str(checkpoint), str(same), str(same), str(tmp_path / "p"), MACHINE)
     done = savimae("probe", checkpoint, "--train", data, "--test", listed, "--out", listed)
     assert (done.returncode, done.stderr) == (2, f"savimae: {listed} is a file; name a folder\n")
