@@ -203,14 +203,19 @@ def linear(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Logistic regression on standardised features, its C chosen on held-out training videos.
 
+    More features than videos are first rotated into the space that the videos span. That changes
+    nothing: with an L2 penalty the weights lie in it.
+
     Returns: as `nearest_neighbours`.
     """
+    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     def model(c: float) -> Any:
-        return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=2000))
+        rotation = [PCA(svd_solver="full")] if x.shape[1] > len(x) else []
+        return make_pipeline(StandardScaler(), *rotation, LogisticRegression(C=c, max_iter=2000))
 
     parts = [part for part in hold_out(y, groups, seed) if len(set(y[part[0]])) > 1]
     parts = parts[: None if len(y) <= FEW else 1]
@@ -236,13 +241,13 @@ def hold_out(
 
     Returns:
         Of each fifth, indices of the videos that are kept and of those that are held out; nothing
-        if no class has two videos.
+        if no class has two videos, or all are of one recording.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
     names = [group if group is not None else f"video {i}" for i, group in enumerate(groups)]
-    n_splits = max(2, min(HELD_OUT, len(set(names)), int(np.bincount(y).max())))
-    if np.bincount(y).max() < 2:
+    n_splits = min(HELD_OUT, len(set(names)), int(np.bincount(y).max()))
+    if n_splits < 2:
         return []
     splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():

@@ -251,6 +251,23 @@ def test_held_out_videos_are_of_other_recordings():
         assert detail == "C 1, too few videos to choose it"
 
 
+def test_many_features_are_rotated_and_nothing_changes(monkeypatch):
+    monkeypatch.setattr("savimae.probe.REGULARISATION", (0.1,))
+    rng = np.random.default_rng(6)
+    y = np.arange(40) % 4
+    x = rng.normal(0, 3, (40, 300)) + np.eye(4)[y] @ rng.normal(0, 2, (4, 300))
+    x_test = rng.normal(0, 3, (20, 300))
+    classes, probabilities, detail = linear(x, y, x_test, [None] * 40, 0)
+    deviation, mean = x.std(0), x.mean(0)
+    assert detail.startswith("C 0.1, ")
+    model = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)
+    model.fit((x - mean) / deviation, y)
+    expected = model.predict_proba((x_test - mean) / deviation)
+    assert classes.tolist() == [0, 1, 2, 3]
+    assert expected.std() > 0.02
+    np.testing.assert_allclose(probabilities, expected, atol=2e-3)
+
+
 def test_up_to_a_thousand_videos_are_held_out_in_turn(monkeypatch):
     """Five parts; what is said is their mean."""
     rng = np.random.default_rng(5)
