@@ -23,7 +23,7 @@ import torch
 from hardware import hardware, versions
 
 from savimae.allocator import keep_memory
-from savimae.masking import MaskSpec, draw_masks
+from savimae.masking import MaskSpec, draw_decoded, draw_masks
 from savimae.model import VideoMAE, build_model, model_config, step_flops
 from savimae.randomness import sample_keys
 
@@ -49,12 +49,17 @@ def product_rates(dtype: torch.dtype, device: str, repeats: int = 8) -> list[flo
     return rates
 
 
-def masks_of(kind: str, batch: int, model: VideoMAE) -> torch.Tensor:
-    """Masks of a batch, bool [B, N], at the published ratios."""
-    spec = MaskSpec(kind, model.config.time_steps, model.config.grid_size)
+def masks_of(
+    kind: str, batch: int, model: VideoMAE, decoder_ratio: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masked and decoded tokens of a batch, bool [B, N], at the published ratios."""
+    shape = model.config
+    spec = MaskSpec(kind, shape.time_steps, shape.grid_size, decoder_ratio=decoder_ratio)
     shares = np.linspace(0.1, 0.5, batch)[:, None]
     salient = np.random.default_rng(0).random((batch, spec.n_tokens)) < shares
-    return torch.from_numpy(draw_masks(spec, sample_keys(0, 0, np.arange(batch)), salient))
+    keys = sample_keys(0, 0, np.arange(batch))
+    mask = draw_masks(spec, keys, salient)
+    return torch.from_numpy(mask), torch.from_numpy(draw_decoded(spec, keys, mask))
 
 
 def mask_share(kind: str, batch: int, step_s: float) -> dict[str, float]:
@@ -76,13 +81,16 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     torch.manual_seed(0)
     device, dtype = options.device, DTYPES[options.precision]
     before = product_rates(dtype, device)
-    config = model_config(options.model, decoder_mask_ratio=options.decoder_mask_ratio)
-    model = build_model(options.model, decoder_mask_ratio=options.decoder_mask_ratio).to(device)
+    config = model_config(options.model)
+    model = build_model(options.model).to(device)
     c = config
     clips = torch.randint(
         0, 256, (options.batch[0], c.num_frames, c.image_size, c.image_size, 3), dtype=torch.uint8
     ).to(device)
-    mask = masks_of(options.mask, options.batch[0], model).to(device)
+    mask, to_decode = (
+        each.to(device)
+        for each in masks_of(options.mask, options.batch[0], model, options.decoder_mask_ratio)
+    )
     visible = (~mask).sum(1).tolist()
     if options.code == "huggingface":
         import transformers
@@ -99,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             if options.code == "huggingface":
                 loss = model(pixels, mask).loss
             else:
-                output = model(clips, mask)
+                output = model(clips, mask, to_decode)
                 decoded = output.decoded.sum(1).tolist()
                 loss = output.loss
         loss.backward()

@@ -20,9 +20,13 @@ A checkpoint holds tensors and plain data only, and loads with `weights_only=Tru
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import pickletools
 import re
 import shutil
+import warnings
+import zipfile
 from typing import Any
 
 import torch
@@ -32,6 +36,7 @@ from savimae.files import atomic_file, remove_leftovers, temporary_name
 
 FOLDER = "checkpoints"
 LAST = "last.pt"
+PICKLES = 4  # of torch's old format, before its storages: magic, version, system, content
 NAME = re.compile(r"(?:epoch-\d{4,}|step-\d{8,})\.pt")
 TRAINING_KEYS = ("model", "config", "optimizer", "step", "settings", "interval", "versions")
 
@@ -105,14 +110,18 @@ def last_checkpoint(run: str) -> str | None:
     return next(iter(_numbered(folder)), None)
 
 
-def read_file(path: str) -> dict[str, Any]:
+def read_file(path: str, mapped: bool = False) -> dict[str, Any]:
     """The dictionary in a file that torch.save wrote, loaded safely, on the CPU.
+
+    With `mapped` tensors are read when they are used, for a look at the rest of a large file.
 
     Raises:
         SavimaeError: no such file, truncated, not a dictionary, or not plain data.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's: what matters raises
+            content = _load(path, mapped)
     except FileNotFoundError:
         raise SavimaeError(f"{shown(path)}: no such file") from None
     except Exception as error:  # unpickling bad bytes raises many types
@@ -124,14 +133,70 @@ def read_file(path: str) -> dict[str, Any]:
     return content
 
 
-def read_training_checkpoint(path: str) -> dict[str, Any]:
-    """A checkpoint to resume from.
+def _load(path: str, mapped: bool) -> Any:
+    """What torch.save wrote in either of its formats. Raises whatever bad bytes make it raise.
+
+    Nothing is allocated for what the file claims to hold and, by its size, cannot.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        is_archive = file.read(4) == b"PK\x03\x04"
+    if is_archive:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+        if claimed > size:  # torch.save does not compress
+            raise ValueError(f"{size} bytes claim to hold {claimed}")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    with _Whole(path) as file:  # torch.save of before 1.6: pickles, then the storages
+        for _ in range(PICKLES):
+            claimed = _claimed_values(file)
+        if claimed > size:
+            raise ValueError(f"{size} bytes claim to hold {claimed} values")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=False)
+
+
+class _Whole(io.FileIO):
+    """A file to read, of which nothing is asked that is not there: Python allocates first."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left)) or b""
+
+    def readinto(self, buffer: Any, /) -> int:
+        return super().readinto(buffer) or 0
+
+
+def _claimed_values(file: io.FileIO) -> int:
+    """Values of all storages that the pickle at the file's position refers to."""
+    claimed, number = 0, 0
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name == "BINPERSID":  # ("storage", type, key, place, values, None)
+            claimed += number
+        elif type(argument) is int and "PUT" not in operation.name and "GET" not in operation.name:
+            number = argument
+    return claimed
+
+
+def is_plain_data(value: Any) -> bool:
+    """Whether this is text, numbers, and lists and dictionaries with text as keys of such."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(
+            map(is_plain_data, value.values())
+        )
+    if isinstance(value, list | tuple):
+        return all(map(is_plain_data, value))
+    return value is None or isinstance(value, str | int | float)
+
+
+def read_training_checkpoint(path: str, mapped: bool = False) -> dict[str, Any]:
+    """A checkpoint to resume from; for `mapped` see `read_file`.
 
     Raises:
         SavimaeError: not one; an older checkpoint of the same folder that is whole is named.
     """
     try:
-        content = read_file(path)
+        content = read_file(path, mapped)
         missing = [key for key in TRAINING_KEYS if key not in content]
         if missing:
             raise SavimaeError(

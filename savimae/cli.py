@@ -181,6 +181,8 @@ def preprocess(
         return _walk(source, out, job, **walk)
     if walk["overwrite"]:
         raise UsageError("--check computes nothing, and so cannot --overwrite")
+    if walk["workers"] is not None:
+        raise UsageError("--check computes nothing, and so needs no --workers")
     return _check(source, out, job, allow_missing or 0, **walk)
 
 
@@ -245,13 +247,15 @@ def patches(
     "--splits", type=PATH, metavar="FOLDER",
     help="The official split files of UCF101 (classInd.txt, …) or HMDB51 (*_test_split1.txt, …).",
 )  # fmt: skip
-@click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True)
-@click.option("--part", type=click.Choice(["train", "test"]), default="train", show_default=True)
-@click.option("--against", type=PATH, help="Warn if this list shares recordings with ours.")
+@click.option("--split", type=click.IntRange(1, 3), help="Of --splits.  [1]")
+@click.option("--part", type=click.Choice(["train", "test"]), help="Of --splits.  [train]")
+@click.option(
+    "--against", type=PATH, help="Warn if this list shares videos or recordings with ours."
+)
 @click.option("--sizes", is_flag=True, help="Note sizes, for sharding very many videos.")
 def index(
-    root: str, list_path: str, splits: str | None, split: int, part: str, against: str | None,
-    sizes: bool,
+    root: str, list_path: str, splits: str | None, split: int | None, part: str | None,
+    against: str | None, sizes: bool,
 ) -> int:  # fmt: skip
     """Write a list file of the videos below ROOT: one `path label` a line.
 
@@ -259,13 +263,24 @@ def index(
     """
     from savimae.index import make_index
 
-    report = make_index(root, list_path, splits, split, part, against, sizes)
+    for name, value in (("split", split), ("part", part)):
+        if value is not None and splits is None:
+            raise UsageError(f"--{name} goes with --splits, the folder of the official split files")
+    report = make_index(
+        root, list_path, splits, split or 1, part or "train", against, sizes
+    )  # fmt: skip
     for path, reason in report.unreadable:
         click.echo(f"failed: {shown(path)}: {reason}", err=True)
     for name in report.missing[:10]:
         click.echo(f"missing: {shown(name)}", err=True)
     if len(report.missing) > 10:
         click.echo(f"missing: … and {len(report.missing) - 10} more", err=True)
+    if report.shared_videos:
+        click.echo(
+            f"warning: this list and {shown(str(against))} share {len(report.shared_videos)} "
+            f"videos, such as {shown(report.shared_videos[0])}",
+            err=True,
+        )
     if report.shared_groups:
         click.echo(
             f"warning: {report.other_side} share {len(report.shared_groups)} recordings, such as "
@@ -384,22 +399,19 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     "Model",
     click.option(
         "--model",
-        default="base",
-        show_default=True,
-        help="tiny, small, base, large, huge, or a published name.",
+        help="tiny, small, base, large, huge, or a published name.  [base]",
     ),
     click.option(
         "--init",
         type=PATH,
         metavar="CHECKPOINT",
-        help="Weights to start from: ours, published, or a Hugging Face folder.",
+        help="Weights to start from: ours, published, or a Hugging Face folder. Their shape is the "
+        "default of the model's.",
     ),
-    click.option("--decoder-depth", type=int, default=4, show_default=True),
+    click.option("--decoder-depth", type=int, help="Blocks of the decoder.  [4]"),
     click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
     click.option("--patch-size", type=int, help="Side of a patch, in pixels.  [16]"),
-    click.option(
-        "--tubelet-size", type=int, default=2, show_default=True, help="Frames of a token."
-    ),
+    click.option("--tubelet-size", type=int, help="Frames of a token.  [2]"),
 )
 @option_group(
     "Masks",
@@ -412,23 +424,17 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     click.option(
         "--salient-mask-ratio",
         type=float,
-        default=0.85,
-        show_default=True,
-        help="Masked share of the salient tokens (savi, savi-tube).",
+        help="Masked share of the salient tokens (savi, savi-tube).  [0.85]",
     ),
     click.option(
         "--nonsalient-mask-ratio",
         type=float,
-        default=0.95,
-        show_default=True,
-        help="Masked share of the other tokens (savi, savi-tube).",
+        help="Masked share of the other tokens (savi, savi-tube).  [0.95]",
     ),
     click.option(
         "--mask-ratio",
         type=float,
-        default=0.9,
-        show_default=True,
-        help="Masked share (tube, random).",
+        help="Masked share (tube, random).  [0.9]",
     ),
     click.option(
         "--decoder-mask-ratio",
@@ -446,7 +452,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
 @option_group(
     "Clips",
     click.option("--root", type=PATH, help="Where a list's relative paths start."),
-    click.option("--num-frames", type=int, default=16, show_default=True),
+    click.option("--num-frames", type=int, help="Frames of a clip.  [16]"),
     click.option(
         "--sampling-rate",
         type=int,

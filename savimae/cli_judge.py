@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,17 +43,20 @@ SALIENCY = option_group(
 )
 
 
-def machine_options(batch_size: int) -> Callable[..., Any]:
-    return option_group(
-        "Machine",
-        click.option("--batch-size", type=click.IntRange(1), default=batch_size, show_default=True),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
-        click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto"),
-        click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
-        click.option(
-            "--workers", type=click.IntRange(0), help="Threads that load.  [a quarter of --threads]"
-        ),
-    )
+ONE_BY_ONE = (
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto"),
+    click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
+)
+MACHINE_ONE_BY_ONE = option_group("Machine", *ONE_BY_ONE)
+MACHINE = option_group(
+    "Machine",
+    click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True),
+    *ONE_BY_ONE,
+    click.option(
+        "--workers", type=click.IntRange(0), help="Threads that load.  [a quarter of --threads]"
+    ),
+)
 
 
 def _taken(options: dict[str, Any], config: type) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _machine(options: dict[str, Any]) -> Machine:
     from savimae.pretrained import Machine
 
     names = ("device", "precision", "batch_size", "threads", "workers")
-    return Machine.choose(**{name: options.pop(name) for name in names})
+    return Machine.choose(**{name: options.pop(name) for name in names if name in options})
 
 
 VIEWS = option_group(
@@ -87,6 +89,11 @@ POOL = click.option(
     "--pool", type=click.Choice(["mean", "time", "tokens"]), default="mean", show_default=True,
     help="The mean of all tokens, one mean a time step, or all tokens.",
 )  # fmt: skip
+
+
+ALLOW_OVERLAP = click.option(
+    "--allow-overlap", is_flag=True, help="Test videos may be training videos; the result says so."
+)
 
 
 def _views(options: dict[str, Any]) -> Views:
@@ -111,9 +118,9 @@ def _masks(options: dict[str, Any]) -> MaskOptions:
     "The pictures",
     click.option("--out", type=PATH, required=True, metavar="DIR", help="Where they go."),
     click.option(
-        "--statistics", type=click.Choice(["visible", "target"]), default="visible",
-        show_default=True,
-        help="What brings normalised predictions back to pixels. target leaks the answer.",
+        "--statistics", type=click.Choice(["visible", "target"]),
+        help="What brings normalised predictions back to pixels. target leaks the answer.  "
+        "[visible]",
     ),
     click.option(
         "--videos", "n_videos", type=click.IntRange(1), default=4, show_default=True,
@@ -126,7 +133,7 @@ def _masks(options: dict[str, Any]) -> MaskOptions:
 @MASKS
 @CLIPS
 @SALIENCY
-@machine_options(1)
+@MACHINE_ONE_BY_ONE
 def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
     """Draw what a model makes of hidden patches: pictures, animations, PSNR and SSIM as JSON.
 
@@ -154,7 +161,7 @@ def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
 @MASKS
 @CLIPS
 @SALIENCY
-@machine_options(8)
+@MACHINE
 def evaluate(checkpoints: tuple[str, ...], data: str, out: str | None, **options: Any) -> None:
     """Print how well models reconstruct what masks hide: the loss of training, on any videos.
 
@@ -188,7 +195,7 @@ def evaluate(checkpoints: tuple[str, ...], data: str, out: str | None, **options
     click.option("--root", type=PATH, help="Where a list's relative paths start."),
     click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
 )
-@machine_options(8)
+@MACHINE
 def features(
     checkpoint: str, data: str, out: str, pool: str, root: str | None, sampling_rate: int | None,
     **options: Any,
@@ -226,10 +233,11 @@ def features(
         "--baselines/--no-baselines", default=True, show_default=True,
         help="Probe an untrained encoder and raw pixels as well.",
     ),
+    ALLOW_OVERLAP,
 )  # fmt: skip
 @VIEWS
 @CLIPS
-@machine_options(8)
+@MACHINE
 def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options: Any) -> None:
     """Print what frozen features are worth: nearest neighbours and a linear classifier.
 
@@ -239,6 +247,7 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
     machine, views = _machine(options), _views(options)
     from savimae.figures import check_matplotlib, plot_confusion
     from savimae.files import write_json
+    from savimae.labels import overlap_words
     from savimae.probe import probe as run
     from savimae.probe import probe_table
 
@@ -255,6 +264,10 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
             f"{shown(result.shared[0])}: what is learned from one leaks into the other",
             err=True,
         )
+    for note in result.notes:
+        click.echo(note)
+    if result.overlap:
+        click.echo(overlap_words(result.overlap, result.n_test), err=True)
     click.echo(f"{result.n_train} training videos, {result.n_test} test videos")
     click.echo(probe_table(result))
     click.echo(f"wrote {shown(out)}/probe.json\nwrote {shown(picture)}")
@@ -272,11 +285,12 @@ def probe(checkpoint: str, train_list: str, test_list: str, out: str, **options:
     click.option(
         "--dataset", type=click.Choice(["ucf101", "hmdb51"]), help="Train and test on its --split."
     ),
-    click.option("--split", type=click.IntRange(1, 3), default=1, show_default=True),
+    click.option("--split", type=click.IntRange(1, 3), help="Of --dataset.  [1]"),
     click.option(
         "--splits", type=PATH, metavar="FOLDER",
         help="The official split files.  [under their usual name in or beside the videos]",
     ),
+    ALLOW_OVERLAP,
     click.option(
         "--out", type=PATH, required=True, metavar="RUN",
         help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",

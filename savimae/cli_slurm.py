@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -19,10 +20,12 @@ from savimae.cli_options import (
     saliency_config,
     train_config,
 )
-from savimae.errors import UsageError, shown
+from savimae.errors import SavimaeError, UsageError, shown
 
 if TYPE_CHECKING:
     from savimae.config import SaliencyConfig
+    from savimae.distributed import World
+    from savimae.finetune import FinetuneConfig
     from savimae.run import RunConfig
     from savimae.slurm import Job, Resources
     from savimae.slurm_jobs import Script, Step
@@ -77,6 +80,7 @@ OF_SITE = ("partition", "account", "qos", "constraint", "mail-user", "mail-type"
 PREPROCESS_CPUS = 4  # of each part of an array
 CPUS_OF_A_GPU = 8
 CHECK_CPUS = 1
+WOULD_FAIL = "(the job would fail; --no-check makes the script all the same)"
 # How a job of a pipeline waits for the one before: the check looks at whatever came of the array.
 AFTER = {"check": "afterany", "train": "afterok"}
 
@@ -127,6 +131,12 @@ def _script_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--output", type=PATH, help="Write it; of a pipeline, the folder for its three scripts."
         ),
         click.option("--submit", is_flag=True, help="Submit it to Slurm."),
+        click.option(
+            "--no-check",
+            is_flag=True,
+            help="Do not look at what the job would find: for paths that only the nodes see, and "
+            "files that another job makes before.",
+        ),
     )
     return how(fate(command))
 
@@ -162,10 +172,9 @@ def preprocess(
         word = "check" if given["check"] else "overwrite"
         raise UsageError(f"--{word} is not for an array, whose parts may start several times")
     names = ("input_size", "patch_size", "threshold")
-    _check_arrays(source, out, saliency_config(**{name: given[name] for name in names}),
-                  given["dtype"])  # fmt: skip
+    saliency = saliency_config(**{name: given[name] for name in names})
     site = _Site(ctx)
-    site.check_paths(source, given["root"])
+    site.check_arrays(source, out, saliency, given["dtype"], given["root"])
     job = site.job("preprocess", out, words, shards)
     _finish(ctx, [site.script(job, source=source, root=given["root"], limit=given["limit"])])
 
@@ -194,8 +203,7 @@ def train(
     words = ("train", "--data", data, *arrays, "--out", out, *arguments)
     site = _Site(ctx)
     given = _checked(ctx, words, data=data, out=out, saliency_root=saliency_root)
-    config = _check_training(given, site.resources("train"))
-    site.check_paths(data, saliency_root, config.init, config.root)
+    site.check_training(_training(given, site))
     _finish(ctx, [site.script(site.job("train", out, words))])
 
 
@@ -226,8 +234,8 @@ def finetune(
     site = _Site(ctx)
     given = _checked(ctx, words, checkpoint=checkpoint, data=train, test=test, out=out)
     config = finetune_config(**{name: given[name] for name in given if name != "allocator"})
-    _check_schedule(config, site.resources("finetune"))
-    site.check_paths(checkpoint, train, test, config.splits, config.root)
+    _check_schedule(config, site.world("finetune"))
+    site.check_finetuning(config)
     _finish(ctx, [site.script(site.job("finetune", out, words))])
 
 
@@ -283,12 +291,18 @@ def pipeline(
     words = (*training, *arguments)
     site = _Site(ctx)
     given = _checked(ctx, words, data=videos, out=out, saliency_root=saliency_root)
-    config = _check_training(given, site.resources("train"))
+    config = _training(given, site)
+    if config.init is None and given["init"] and not (config.input_size and config.patch_size):
+        raise UsageError(
+            f"{shown(given['init'])}: not there, and the sizes of the arrays follow from it; give "
+            "--input-size and --patch-size after the --"
+        )
     saliency = config.of_saliency()
     settings = saliency_config(
         input_size=saliency.input_size, patch_size=saliency.patch_size, threshold=threshold
     )
-    _check_arrays(source, saliency_root, settings, "uint8")
+    site.check_arrays(source, saliency_root, settings, "uint8", config.root)
+    site.check_training(config, source)
     arrays = (
         "preprocess", source, saliency_root,
         "--input-size", str(saliency.input_size), "--patch-size", str(saliency.patch_size),
@@ -296,7 +310,6 @@ def pipeline(
         *(["--root", config.root] if config.root is not None else []),
     )  # fmt: skip
     check = (*arrays, "--check", "--allow-missing", str(allow_missing), "--list", videos)
-    site.check_paths(source, config.init, config.root)
     array_job = site.job("preprocess", saliency_root, arrays, shards)
     scripts = [
         site.script(array_job, source=source, root=config.root),
@@ -340,34 +353,29 @@ def _checked(ctx: click.Context, words: Sequence[str], **expected: Any) -> dict[
     return dict(parsed)
 
 
-def _check_arrays(source: str, out: str, saliency: SaliencyConfig, dtype: str) -> None:
-    """Refuse a folder of arrays that the job would refuse."""
-    from savimae.config import check_config
-    from savimae.preprocess import ArrayJob, refuse_inside
+def _training(given: dict[str, Any], site: _Site) -> TrainConfig:
+    """The config of a training, after all checks that need no videos.
 
-    refuse_inside(source, out)
-    check_config(out, ArrayJob(saliency, dtype).settings())
-
-
-def _check_training(given: dict[str, Any], resources: Resources) -> TrainConfig:
-    """The config of a training, after all checks that need neither the videos nor a node."""
+    Without --init, if that is not there and need not be.
+    """
     config = train_config(**{name: given[name] for name in given if name != "allocator"})
+    if config.init is not None and not os.path.exists(config.init):
+        site.refuse_missing(config.init)
+        config = dataclasses.replace(config, init=None)
     try:
         config.of_masks()
         config.of_clips()
         config.of_saliency()
     except ValueError as error:
         raise UsageError(str(error)) from None
-    _check_schedule(config, resources)
+    _check_schedule(config, site.world("train"))
     return config
 
 
-def _check_schedule(config: RunConfig, resources: Resources) -> None:
+def _check_schedule(config: RunConfig, world: World) -> None:
     """Refuse learning rates and a warm-up that do not fit the run."""
     from savimae.batches import Plan
-    from savimae.distributed import World
 
-    world = World(size=resources.nodes * resources.tasks_per_node)
     try:
         config.schedule(Plan(1, config.batch_size, config.accumulate, world))
     except ValueError as error:
@@ -383,13 +391,39 @@ class _Site:
         self.ctx = ctx
         self.profile: Profile = read_profile(ctx.params["profile"], KEYS)
 
-    def check_paths(self, *paths: str | None) -> None:
-        """A job that does not find what it reads is not worth queueing."""
-        for path in paths:
-            if path is not None and not os.path.exists(path):
-                if self.ctx.params["submit"]:
-                    raise UsageError(f"{shown(path)}: no such file or folder")
-                click.echo(f"note: {shown(path)} is not there (yet)", err=True)
+    def check_arrays(
+        self, source: str, out: str, saliency: SaliencyConfig, dtype: str, root: str | None
+    ) -> None:
+        """Refuse an array job that would be refused when it starts."""
+        from savimae.preprocess import ArrayJob, check_start
+
+        self._look(check_start, source, out, ArrayJob(saliency, dtype), root)
+
+    def check_training(self, config: TrainConfig, source: str | None = None) -> None:
+        """Refuse a training that would be refused when it starts; see `train.check_training`."""
+        from savimae.train import check_training
+
+        self._look(check_training, config, self.world("train"), source)
+
+    def check_finetuning(self, config: FinetuneConfig) -> None:
+        """Refuse a fine-tuning that would be refused when it starts."""
+        from savimae.finetune import check_finetuning
+
+        self._look(check_finetuning, config, self.world("finetune"))
+
+    def refuse_missing(self, path: str) -> None:
+        """Refuse what is not there, unless the user does not want that."""
+        if not self.ctx.params["no_check"]:
+            raise UsageError(f"{shown(path)}: no such file or folder {WOULD_FAIL}")
+
+    def _look(self, check: Callable[..., None], *arguments: Any) -> None:
+        """Call what looks at files, unless the user does not want that."""
+        if self.ctx.params["no_check"]:
+            return
+        try:
+            check(*arguments)
+        except SavimaeError as error:
+            raise type(error)(f"{error} {WOULD_FAIL}") from error
 
     def value(self, kind: str, key: str) -> Any:
         """An option from the command line, else from the profile, else None."""
@@ -421,7 +455,7 @@ class _Site:
         try:
             calls = shlex.split(program) if program else [sys.executable, "-m", "savimae"]
         except ValueError as error:
-            raise UsageError(f"--program {program}: {error}") from None
+            raise UsageError(f"--program {shown(program)}: {error}{self._where()}") from None
         output = os.path.abspath(output)
         given = self.ctx.params["logs"]
         logs = os.path.abspath(given) if given else os.path.join(slurm_folder(output), "logs")
@@ -457,7 +491,18 @@ class _Site:
         try:
             return Resources(**values)
         except ValueError as error:
-            raise UsageError(f"{kind}: {error}") from None
+            raise UsageError(f"{kind}: {error}{self._where()}") from None
+
+    def _where(self) -> str:
+        """The other place than the command line where a value may have come from."""
+        return f"; look at {shown(self.profile.path)} as well" if self.profile.path else ""
+
+    def world(self, kind: str) -> World:
+        """As many processes as the script asks for."""
+        from savimae.distributed import World
+
+        resources = self.resources(kind)
+        return World(size=resources.nodes * resources.tasks_per_node)
 
     def script(self, job: Job, **noted: Any) -> Script:
         from savimae.slurm import render
@@ -466,8 +511,8 @@ class _Site:
         templates = self.value(job.kind, "templates")
         try:
             text = render(job, self.resources(job.kind), templates)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        except (ValueError, UsageError) as error:
+            raise UsageError(f"{error}{self._where()}") from None
         source, root = noted.pop("source", None), noted.pop("root", None)
         return Script(
             job, text, source and os.path.abspath(source), root and os.path.abspath(root), **noted
@@ -476,7 +521,7 @@ class _Site:
 
 def _finish(ctx: click.Context, scripts: Sequence[Script]) -> None:
     """Print scripts, write them, or submit them as a chain."""
-    from savimae.slurm_jobs import Step, submit, write_script
+    from savimae.slurm_jobs import Step, check_submission, submit, write_script
 
     output, submits = ctx.params["output"], ctx.params["submit"]
     if output and submits:
@@ -484,11 +529,13 @@ def _finish(ctx: click.Context, scripts: Sequence[Script]) -> None:
     if not output and not submits:
         _print(scripts)
         return
+    if submits:
+        check_submission([script.job.name for script in scripts])
     paths = [output]
     if len(scripts) > 1 or not output:
         paths = [output and os.path.join(output, f"{script.job.kind}.sh") for script in scripts]
     steps = [
-        Step(write_script(script, path), script.job.name, AFTER[script.job.kind] if index else None)
+        Step(write_script(script, path), AFTER[script.job.kind] if index else None)
         for index, (script, path) in enumerate(zip(scripts, paths, strict=True))
     ]
     if submits:

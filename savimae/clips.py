@@ -150,6 +150,7 @@ class ClipReader:
         saliency_root: the folder of arrays that `savimae preprocess` wrote. Without it, or where
             crops move the grid of patches, saliency is computed from the pixels that the model
             sees.
+        array_cut: folders that the arrays' names lack; see `arrays.find_cut`.
     """
 
     def __init__(
@@ -158,11 +159,13 @@ class ClipReader:
         saliency: SaliencyConfig,
         tubelet_size: int = 2,
         saliency_root: str | None = None,
+        array_cut: int = 0,
     ):
         self.config = config
         self.saliency = saliency
         self.tubelet_size = tubelet_size
         self.saliency_root = saliency_root if config.augment == "none" else None
+        self.array_cut = array_cut
         self._of_thread = threading.local()  # kernels keep buffers
 
     def read(self, video: Video, key: np.uint64) -> Clip:
@@ -230,7 +233,7 @@ class ClipReader:
 
     def array_path(self, video: Video) -> str:
         """The array of a video, with a saliency root."""
-        return array_path(self.saliency_root or "", video.name)
+        return array_path(self.saliency_root or "", video.name, self.array_cut)
 
     def _array(self, video: Video) -> np.ndarray:
         path = self.array_path(video)

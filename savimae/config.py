@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Collection
 from typing import Any
 
 from savimae.errors import SavimaeError, UsageError, shown
@@ -51,8 +52,12 @@ def record_config(folder: str, settings: dict[str, Any]) -> None:
         check_config(folder, settings)
 
 
-def check_config(folder: str, settings: dict[str, Any]) -> None:
-    """Refuse a folder that was made with other settings. Raises as `record_config`."""
+def check_config(folder: str, settings: dict[str, Any], unknown: Collection[str] = ()) -> None:
+    """Refuse a folder that was made with other settings. Raises as `record_config`.
+
+    Args:
+        unknown: settings that are not compared.
+    """
     path = os.path.join(folder, CONFIG)
     try:
         found = read_json(path)
@@ -63,14 +68,16 @@ def check_config(folder: str, settings: dict[str, Any]) -> None:
             f"{shown(path)}: not a savimae config; choose another output folder, or delete this "
             "file if the folder holds nothing worth keeping"
         ) from None
-    check_settings(folder, found, settings)
+    check_settings(folder, found, settings, unknown)
 
 
-def check_settings(path: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
+def check_settings(
+    path: str, found: dict[str, Any], settings: dict[str, Any], unknown: Collection[str] = ()
+) -> None:
     """Raises UsageError, which names what differs, if `path` was made with other settings."""
-    keys = sorted(settings.keys() | found.keys())
+    keys = sorted((settings.keys() | found.keys()) - set(unknown))
     differing = [
-        f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here"
+        f"{shown(key)} is {found.get(key)!r} there and {settings.get(key)!r} here"
         for key in keys
         if found.get(key) != settings.get(key)
     ]

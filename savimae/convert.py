@@ -32,9 +32,18 @@ from savimae.model import LAYER_NORM_EPS, SIZES, VideoMAE, VideoMAEConfig
 
 LAYOUTS = ("savimae", "videomae", "huggingface")
 ENCODER = "encoder."
+EMBEDDING = ENCODER + "patch_embed.proj.weight"
 HEAD = ("fc_norm.", "head.")  # what a classifier has beside the encoder
 CLASSIFIER = "VideoMAEForVideoClassification"
+ENCODER_BLOCK, DECODER_BLOCK = (
+    rf"{part}\.blocks\.(\d{{1,9}})\." for part in ("encoder", "decoder")
+)
+NAMED = 3  # parameters of a kind that an error names
 State = dict[str, Tensor]
+# Of a model in a file: tokens, widths, values of a token; blocks. The largest published one has
+# 1568 tokens, a width of 1408 and 40 blocks; what a damaged file claims must be refused before it
+# is allocated.
+MAX_SIZE, MAX_DEPTH = 2**18, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +104,7 @@ def read_weights(path: str, **shape: int) -> Weights:
             the size's own: image_size, num_frames, encoder_heads, decoder_heads.
 
     Raises:
+        UsageError: a `shape` for a layout that holds its own.
         SavimaeError: not a checkpoint, or parameters that are unknown, missing or misshapen.
     """
     state: Any
@@ -112,15 +122,24 @@ def read_weights(path: str, **shape: int) -> Weights:
             settings = content.get("settings")
             fields = dict(content["config"])
             classes, _ = fields.pop("classes", ()), fields.pop("n_classes", None)
+            fields.pop("decoder_mask_ratio", None)  # stood there up to version 0.1.0's first runs
+            if not isinstance(classes, list | tuple):
+                raise SavimaeError(f"{shown(path)}: its config does not fit: classes are no list")
             config = _our_config(path, fields)
         else:
             layout, state = "videomae", content.get("model", content.get("module"))
-            if isinstance(state, Mapping):
+            if _is_state(state):
                 state = _our_names(state)
                 config = _published_config(path, state, shape)
-    if not (isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())):
+    if not _is_state(state):
         raise SavimaeError(
-            f"{shown(path)}: no weights in it; a checkpoint has them under `model` or `module`"
+            f"{shown(path)}: no weights in it; a checkpoint has them under `model` or `module`, "
+            "floating-point tensors by name"
+        )
+    if shape and layout != "videomae":
+        raise UsageError(
+            f"{shown(path)} says its own shape; --{next(iter(shape)).replace('_', '-')} is for "
+            "published checkpoints, which do not"
         )
     check_parameters(path, state, config)
     state = {name: value.float() for name, value in state.items()}
@@ -128,12 +147,24 @@ def read_weights(path: str, **shape: int) -> Weights:
     return Weights(layout, config, state, settings, [str(name) for name in classes])
 
 
+def _is_state(state: Any) -> bool:
+    """Whether this is weights: floating-point numbers, all of them there, by name."""
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+        for name, value in state.items()
+    )
+
+
 def load_model(path: str, **changes: Any) -> VideoMAE:
     """A model with the weights at `path`, of any layout.
 
     Args:
         changes: fields of VideoMAEConfig to change that leave the parameters alone, such as
-            num_frames, image_size, norm_target or decoder_mask_ratio.
+            num_frames, image_size or norm_target.
 
     Raises:
         SavimaeError: as `load_weights`.
@@ -178,8 +209,15 @@ def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAECon
     """Compare names and shapes with those of the model that `config` describes.
 
     Raises:
-        SavimaeError: lists what is unknown, missing or misshapen.
+        SavimaeError: says which model it is, if it is another one; else names what is unknown,
+            missing or misshapen.
     """
+    found, wanted = _widths(state), _widths(_expected(state, config))
+    if found is not None and found != wanted:
+        raise SavimaeError(
+            f"{shown(path)}: parameters do not fit the model: they are of one that is {found}, "
+            f"wanted is one that is {wanted}"
+        )
     expected = {name: tuple(value.shape) for name, value in _expected(state, config).items()}
     problems = []
     for what, names in (
@@ -195,7 +233,8 @@ def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAECon
         ),
     ):
         if names:
-            problems.append(f"{len(names)} {what}: {', '.join(map(shown, names))}")
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            problems.append(f"{len(names)} {what}: {', '.join(map(shown, names[:NAMED]))}{more}")
     if problems:
         raise SavimaeError(f"{shown(path)}: parameters do not fit the model: {'; '.join(problems)}")
 
@@ -207,6 +246,19 @@ def _expected(state: Mapping[str, Any], config: VideoMAEConfig) -> State:
         if isinstance(head, Tensor):
             return VideoClassifier(config, len(head)).state_dict()
         return VideoMAE(config).state_dict()
+
+
+def _widths(state: Mapping[str, Tensor]) -> str | None:
+    """Width and depth of the model that `state` is of, in words; None if it tells too little."""
+    encoder, decoder = state.get(EMBEDDING), state.get("encoder_to_decoder.weight")
+    if encoder is None or not encoder.ndim:
+        return None
+    words = f"{len(encoder)} wide and {_depth(state, ENCODER_BLOCK)} deep"
+    if "head.weight" in state:
+        return words
+    if decoder is None or not decoder.ndim:
+        return None
+    return f"{words} with a decoder {len(decoder)} wide and {_depth(state, DECODER_BLOCK)} deep"
 
 
 def _our_names(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -233,8 +285,23 @@ def _averaged(content: Mapping[str, Any]) -> State | None:
 
 
 def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
+    types = {field.name: type(field.default) for field in dataclasses.fields(VideoMAEConfig)}
     try:
-        return VideoMAEConfig(**fields)
+        for name, value in fields.items():
+            wanted = types.get(name, object)
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
+        config = VideoMAEConfig(**fields)
+        sizes = (
+            config.image_size, config.num_frames, config.encoder_dim, config.decoder_dim,
+            config.token_values, config.n_tokens,
+        )  # fmt: skip
+        if max(sizes) > MAX_SIZE:
+            raise ValueError(f"a size of {max(sizes)} is beyond any model")
+        depth = max(config.encoder_depth, config.decoder_depth)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"a depth of {depth} is beyond any model")
+        return config
     except (TypeError, ValueError) as error:
         raise SavimaeError(f"{shown(path)}: its config does not fit: {one_line(error)}") from error
 
@@ -242,7 +309,7 @@ def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
 def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]) -> VideoMAEConfig:
     """The shape of a published checkpoint, from its tensors; heads from the known sizes."""
     try:
-        dim, _, tubelet, patch, _ = state["encoder.patch_embed.proj.weight"].shape
+        dim, _, tubelet, patch, _ = state[EMBEDDING].shape
         is_classifier = "head.weight" in state
         decoder_dim = 0 if is_classifier else state["encoder_to_decoder.weight"].shape[0]
     except (KeyError, ValueError, AttributeError, IndexError):
@@ -250,8 +317,8 @@ def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]
             f"{shown(path)}: not a VideoMAE checkpoint: no patch embedding [d, 3, t, p, p] with "
             "encoder_to_decoder.weight (pretraining) or head.weight (classifier) in it"
         ) from None
-    depth = _depth(state, r"encoder\.blocks\.(\d+)\.")
-    decoder_depth = _depth(state, r"decoder\.blocks\.(\d+)\.")
+    depth = _depth(state, ENCODER_BLOCK)
+    decoder_depth = _depth(state, DECODER_BLOCK)
     heads = {encoder[0]: encoder[2] for encoder, _ in SIZES.values()}
     decoder_heads = {decoder[0]: decoder[1] for _, decoder in SIZES.values()}
     widths = [("encoder_heads", dim, heads)]
@@ -302,6 +369,14 @@ _OTHERS = {
     "head": "classifier",
 }
 _QKV = tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value"))
+# Ends of the names of the biases of queries and values. Transformers up to 5.5.0 knows the first
+# ones only, 5.5.1 to 5.17 the second ones only, and makes zeros of what it does not find; 5.18 and
+# later know both.
+_BIASES = {
+    ".attention.attention.q_bias": ".attention.attention.query.bias",
+    ".attention.attention.v_bias": ".attention.attention.value.bias",
+}
+_KEY_BIAS = ".attention.attention.key.bias"
 
 # Their config -> ours.
 _CONFIG_NAMES = {
@@ -344,7 +419,55 @@ def _to_huggingface(state: Mapping[str, Tensor]) -> State:
                 theirs[block + part] = third.contiguous()
         else:
             theirs[_their_name(name)] = value.contiguous()
-    return theirs
+    # Under both names, so that every version finds them; a file must not hold a tensor twice.
+    return theirs | {
+        _with_end(name, first, second): value.clone()
+        for name, value in theirs.items()
+        for first, second in _BIASES.items()
+        if name.endswith(first)
+    }
+
+
+def _with_end(name: str, old: str, new: str) -> str:
+    return name.removesuffix(old) + new
+
+
+def _usual_biases(folder: str, state: Mapping[str, Tensor]) -> State:
+    """The same parameters with the biases of attention under their first names, without key biases.
+
+    A key bias adds the same to all scores of a query, which the softmax over them takes out again:
+    whatever its value, it changes no prediction.
+
+    Raises:
+        SavimaeError: a bias has two names and two values.
+    """
+    usual = {name: value for name, value in state.items() if not name.endswith(_KEY_BIAS)}
+    for first, second in _BIASES.items():
+        for other in [name for name in usual if name.endswith(second)]:
+            name, value = _with_end(other, second, first), usual.pop(other)
+            if name in usual and not torch.equal(usual[name], value):
+                raise SavimaeError(
+                    f"{shown(folder)}: {shown(name)} and {shown(other)} name the same bias and "
+                    "have different values; remove the wrong ones"
+                )
+            usual[name] = value
+    return usual
+
+
+def _refuse_lost_biases(folder: str, state: Mapping[str, Tensor]) -> None:
+    """Zero biases of attention among others that are not zero: nothing trains to that.
+
+    Raises:
+        SavimaeError: the state is such.
+    """
+    lost = [value for name, value in state.items() if name.endswith(tuple(_BIASES))]
+    trained = [value for name, value in state.items() if name.endswith(".output.dense.bias")]
+    if lost and not any(map(torch.any, lost)) and any(map(torch.any, trained)):
+        raise SavimaeError(
+            f"{shown(folder)}: the biases of queries and values are all zero although others are "
+            "not: transformers 5.5.1 to 5.17 lose them when they load a checkpoint; convert what "
+            "was loaded then, or load and save that with another version"
+        )
 
 
 def _from_huggingface(state: Mapping[str, Tensor], config: VideoMAEConfig) -> State:
@@ -390,9 +513,12 @@ def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State, list[str]]:
     config = _our_config(folder, known)
     # Dropout is not for inference, and their default norm eps of 1e-12 is no choice of anybody's:
     # models trained with 1e-6 carry it. What changes predictions is refused.
-    for name, value in (("hidden_act", "gelu"), ("qkv_bias", True)):
+    for name, value in (("hidden_act", "gelu"), ("qkv_bias", True), ("qv_bias", True)):
         if fields.get(name, value) != value:
             raise SavimaeError(f"{shown(folder)}: {name} is {fields[name]!r}, ours is {value!r}")
+    state = _usual_biases(folder, state)
+    if "transformers_version" in fields:  # written by transformers; our own files lose nothing
+        _refuse_lost_biases(folder, state)
     labels = fields.get("id2label")
     classes = []
     if is_classifier and isinstance(labels, dict):

@@ -146,7 +146,7 @@ def run_demo(out: str, seed: int, workers: int) -> int:
 
     pictures = os.path.join(out, "reconstructions")
     say(f"5. savimae reconstruct {shown(run)} {shown(example)} --out {shown(pictures)}")
-    machine = Machine.choose("auto", "auto", 1, None, None)
+    machine = Machine.choose("auto", "auto", None)
     for path in draw_reconstructions(run, example, pictures, machine, MaskOptions()).written:
         say(f"   wrote {shown(path)}")
     say(

@@ -101,7 +101,7 @@ def _probe(
     run: str, train_list: str, test_list: str, folder: str, label: str, seed: int
 ) -> Iterator[Score]:
     """Probes of the mean of tokens and of all of them; features are computed for one label only."""
-    machine = Machine.choose("auto", "auto", 16, None, None)
+    machine = Machine.choose("auto", "auto", None, batch_size=16)
     for pool, words in POOLS.items():
         out = os.path.join(folder, f"probe-{pool}")
         say(f"seed {seed}: savimae probe {shown(run)} --pool {pool} --train {shown(train_list)} …")

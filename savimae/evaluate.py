@@ -20,6 +20,7 @@ from savimae.pretrained import (
     Machine,
     MaskOptions,
     Pretrained,
+    find_arrays,
     find_readable_videos,
     load_pretrained,
     stacked,
@@ -69,14 +70,12 @@ def evaluate(
         SavimaeError: a checkpoint, video or array that cannot be read.
     """
     videos = find_readable_videos(data, root).videos
+    cut = find_arrays(saliency_root, videos)
     results = []
     for path in checkpoints:
         pretrained = load_pretrained(path, machine.device)
         try:
-            reader = ClipReader(
-                pretrained.clips(sampling_rate), pretrained.saliency(saliency_threshold),
-                pretrained.model.config.tubelet_size, saliency_root,
-            )  # fmt: skip
+            reader = pretrained.reader(sampling_rate, saliency_root, saliency_threshold, cut)
             spec = pretrained.masks(masks)
         except ValueError as error:
             raise UsageError(f"{shown(path)}: {error}") from None

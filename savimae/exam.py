@@ -36,6 +36,7 @@ class Exam:
     path: str  # where the predictions so far are kept
     settings: dict[str, Any]  # what tells this test from others
     videos: Sequence[Video]
+    n_classes: int
     reader: ViewReader
     batch_size: int  # views at a time
     device: torch.device
@@ -66,7 +67,7 @@ class Exam:
                 found += [classes for classes, _ in everyone if classes is not None]
                 stops = len(found) < n and any(stop for _, stop in everyone)
                 is_time = stops or time.monotonic() - saved_at > SAVE_EVERY_S
-                if self.world.is_main and is_time:
+                if self.world.is_main and is_time and signals.may_save:
                     write_json(self.path, {**self.settings, "predictions": found})
                     saved_at = time.monotonic()
                 if stops:
@@ -83,13 +84,26 @@ class Exam:
         try:
             kept = read_json(self.path)
             predictions = kept.pop("predictions")
+            if kept != self.settings:
+                return []
+            self._check(predictions)
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError) as error:
             raise SavimaeError(
                 f"{shown(self.path)}: not what a test leaves when it is stopped; delete it"
             ) from error
-        return list(predictions) if kept == self.settings else []
+        return list(predictions)
+
+    def _check(self, predictions: Any) -> None:
+        """Raises ValueError unless these are classes of some of the videos."""
+        if not isinstance(predictions, list) or len(predictions) > len(self.videos):
+            raise ValueError("not a list of predictions for these videos")
+        for classes in predictions:
+            if not isinstance(classes, list) or not 1 <= len(classes) <= RANKS:
+                raise ValueError("not a list of classes")
+            if not all(type(each) is int and 0 <= each < self.n_classes for each in classes):
+                raise ValueError("a class that there is not")
 
     def _predict(self, model: nn.Module, video: Video) -> list[int]:
         try:

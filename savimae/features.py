@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from savimae.arrays import parse_array, read_archive
 from savimae.config import check_settings, record_config
 from savimae.errors import SavimaeError, UsageError, shown
-from savimae.files import atomic_file, read_json, refuse_folder, write_json
+from savimae.files import atomic_file, parse_json, read_json, refuse_folder, write_json
 from savimae.lists import Video
+from savimae.lock import SoleWriter, sole_writer
 from savimae.model import CHANNELS, VideoMAE
 from savimae.pretrained import Machine
 from savimae.video import VideoError
@@ -32,6 +34,7 @@ from savimae.views import ViewReader
 EXTENSIONS = (".npz", ".npy")
 POOLS = ("mean", "time", "tokens")
 CHUNK_BATCHES = 16  # batches that a kill may cost
+NOT_FEATURES = "not features that savimae wrote; delete it, or name another file"
 PIXEL_GRID = 8  # raw pixels are averaged to so many places a side
 
 Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, S, S, 3] -> float [B, …]
@@ -117,7 +120,8 @@ def make_features(
 
     Raises:
         UsageError: `path` is of other features, or has another extension.
-        SavimaeError: a video cannot be decoded, or a file cannot be read.
+        SavimaeError: a video cannot be decoded, a file cannot be read, or another process makes the
+            same file.
     """
     if os.path.splitext(path)[1] not in EXTENSIONS:
         raise UsageError(f"{shown(path)}: name a file that ends in {' or '.join(EXTENSIONS)}")
@@ -132,16 +136,19 @@ def make_features(
     }
     labels = np.array([-1 if video.label is None else video.label for video in videos], np.int64)
     work = path + ".partial"
-    if os.path.exists(path):
-        values, recorded = _read_features(path)
-        check_settings(path, recorded, settings)
-    else:
-        os.makedirs(work, exist_ok=True)
-        record_config(work, {**settings, "batch_size": machine.batch_size})
-        values = _compute(source.extract, videos, reader, machine, work, title)
-    features = Features(values, labels, [video.path for video in videos], settings)
-    _write_features(path, features)
-    shutil.rmtree(work, ignore_errors=True)
+    with sole_writer(work) as writer:
+        if os.path.exists(path):
+            values, recorded = _read_features(path)
+            check_settings(path, recorded, settings)
+            if len(values) != len(videos):
+                raise SavimaeError(f"{shown(path)}: {NOT_FEATURES}")
+        else:
+            record_config(work, {**settings, "batch_size": machine.batch_size})
+            values = _compute(source.extract, videos, reader, machine, work, title, writer)
+        features = Features(values, labels, [video.path for video in videos], settings)
+        writer.check()
+        _write_features(path, features)
+        shutil.rmtree(work, ignore_errors=True)
     return features
 
 
@@ -152,6 +159,7 @@ def _compute(
     machine: Machine,
     work: str,
     title: str,
+    writer: SoleWriter,
 ) -> np.ndarray:
     """Values for all videos, float32 `[videos, …]`; what is in `work` already is not done again."""
 
@@ -165,7 +173,7 @@ def _compute(
 
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     while os.path.exists(path := _chunk_path(work, len(parts))):
-        parts.append(_read_chunk(path))
+        parts.append(_read_chunk(path, len(videos)))
     n_batches = -(-len(videos) // machine.batch_size)
     done = min(len(parts) * CHUNK_BATCHES, n_batches)
     pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -177,12 +185,20 @@ def _compute(
             values = extract(clips).float().unflatten(0, pixels.shape[:2]).mean(1)
         pending.append((np.array([index for index, _ in samples]), values.cpu().numpy()))
         if number % CHUNK_BATCHES == 0 or number == n_batches:
+            writer.check()
             indices, rows = (np.concatenate(each) for each in zip(*pending, strict=True))
             with atomic_file(_chunk_path(work, len(parts))) as file:
                 np.savez(file, indices=indices, values=rows)
             parts.append((indices, rows))
             pending = []
-    values = np.empty((len(videos), *parts[0][1].shape[1:]), np.float32)
+    shapes = {rows.shape[1:] for _, rows in parts}
+    known = np.sort(np.concatenate([indices for indices, _ in parts]))
+    if len(shapes) > 1 or not np.array_equal(known, np.arange(len(videos))):
+        raise SavimaeError(
+            f"{shown(work)}: its chunks are not of the same features, or not of every video once; "
+            "delete this folder and run the same command again"
+        )
+    values = np.empty((len(videos), *shapes.pop()), np.float32)
     for indices, rows in parts:
         values[indices] = rows
     return values
@@ -192,28 +208,44 @@ def _chunk_path(work: str, number: int) -> str:
     return os.path.join(work, f"chunk-{number:06}.npz")
 
 
-def _read_chunk(path: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_chunk(path: str, n_videos: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of videos, integers `[n]`, and their values, floats `[n, …]`."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return content["indices"], content["values"]
-    except Exception as error:  # bad bytes raise many types
+        indices, values = read_archive(path, "indices", "values")
+        _check_values(values, len(indices) if indices.ndim == 1 else 0)
+        if indices.dtype.kind not in "iu" or not ((indices >= 0) & (indices < n_videos)).all():
+            raise ValueError("indices of other videos")
+        return indices, values
+    except ValueError as error:
         raise SavimaeError(
             f"{shown(path)}: not a whole chunk of features; delete it and all after it, and run "
             "the same command again"
         ) from error
 
 
+def _check_values(values: np.ndarray, n: int) -> None:
+    """Raises ValueError unless these are features of n videos."""
+    if values.ndim < 2 or len(values) != n or values.dtype.kind != "f":
+        raise ValueError(f"{values.dtype} {list(values.shape)} are not features of {n} videos")
+
+
 def _read_features(path: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Values and settings of a file of features."""
+    settings: Any
     try:
         if path.endswith(".npz"):
-            with np.load(path, allow_pickle=False) as content:
-                return content["values"], json.loads(str(content["settings"]))
-        return np.load(path, allow_pickle=False), read_json(_beside(path))["settings"]
-    except Exception as error:  # bad bytes raise many types
-        raise SavimaeError(
-            f"{shown(path)}: not features that savimae wrote; delete it, or name another file"
-        ) from error
+            values, text = read_archive(path, "values", "settings")
+            settings = parse_json(str(text))
+        else:
+            with open(path, "rb") as file:
+                values = parse_array(file.read())
+            settings = read_json(_beside(path))["settings"]
+        if not isinstance(settings, dict):
+            raise ValueError("settings are not an object")
+        _check_values(values, len(values) if values.ndim else 0)
+    except (OSError, ValueError, KeyError) as error:
+        raise SavimaeError(f"{shown(path)}: {NOT_FEATURES}") from error
+    return values, settings
 
 
 def _beside(path: str) -> str:

@@ -132,10 +132,18 @@ def create_json(path: str, content: Any) -> bool:
     return True
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. Raises ValueError for other text, also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deeply") from None
+
+
 def read_json(path: str) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError if the file holds anything else."""
     with open(path, "rb") as file:
-        content = json.loads(file.read())
+        content = parse_json(file.read())
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content

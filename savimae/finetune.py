@@ -31,9 +31,11 @@ from savimae.classifier import (
 )
 from savimae.clips import Box, ClipConfig, FrameResizer, clip_indices, is_flipped
 from savimae.convert import load_weights
+from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError, shown
 from savimae.exam import Exam, score
 from savimae.files import write_json
+from savimae.labels import Labelled, check_overlap, labels_digest, match_labels, overlap_words
 from savimae.lists import (
     Video,
     VideoList,
@@ -45,11 +47,12 @@ from savimae.lists import (
 )
 from savimae.loop import Loop, PlainTask, StopSignals
 from savimae.model import VideoMAEConfig
-from savimae.pretrained import SAMPLING_RATE, find_labelled_videos, find_readable_videos
+from savimae.pretrained import SAMPLING_RATE, find_both_sides, find_readable_videos
 from savimae.randomness import PARTNER, integer_below, sample_keys
 from savimae.run import (
     RunConfig,
     Setup,
+    check_run,
     common_settings,
     named_process,
     names_digest,
@@ -57,6 +60,7 @@ from savimae.run import (
     print_steps,
     run,
     set_up,
+    set_up_elsewhere,
 )
 from savimae.video import VideoError, open_video
 from savimae.views import ViewReader, Views
@@ -74,8 +78,9 @@ class FinetuneConfig(RunConfig):
     test: str | None = None  # a list, or a folder of class folders
     dataset: str | None = None  # ucf101 or hmdb51: an official split of the videos below `data`
     splits: str | None = None  # the folder of its split files; None: where it usually lies
-    split: int = 1
+    split: int | None = None  # None: 1
     untrained: bool = False  # take the checkpoint's shape only
+    allow_overlap: bool = False  # of training and test videos; the result says so
 
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
     smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
@@ -99,6 +104,7 @@ class FinetuneConfig(RunConfig):
     default_base_lr: ClassVar[float] = 5e-4
     default_min_lr: ClassVar[float] = 1e-6
     longest_warmup: ClassVar[float] = 5
+    advice: ClassVar[str] = "Choose another --out, or repeat the settings it was made with"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,6 +121,10 @@ class FinetuneConfig(RunConfig):
             raise ValueError("give --test and a list for --train, or --dataset and a folder for it")
         if self.splits is not None and self.dataset is None:
             raise ValueError("--splits goes with --dataset")
+        if self.dataset is None and self.split is not None:
+            raise ValueError("--split goes with --dataset; two lists are a split of their own")
+        if self.dataset is not None and self.root is not None:
+            raise ValueError("--root is for lists; --dataset takes the folder of all its videos")
         Views(self.test_clips, self.test_crops)
 
 
@@ -148,15 +158,20 @@ class Finetuning(PlainTask):
     def __init__(
         self,
         model: VideoClassifier,
-        videos: Sequence[Video],
-        test_videos: Sequence[Video],
+        labelled: Labelled,
+        overlap: int,
         clips: ClipConfig,
         config: FinetuneConfig,
         setup: Setup,
     ):
         self.model = model
-        self.videos = videos
-        self.test_videos = test_videos
+        self.videos = labelled.train
+        self.test_videos = labelled.test
+        self.about_classes = {
+            "classes": labelled.classes,
+            "labels_in_the_training_list": labelled.numbers,
+            **({"test_videos_in_training": overlap} if overlap else {}),
+        }
         self.clips = clips
         self.config = config
         self.setup = setup
@@ -273,6 +288,7 @@ class Finetuning(PlainTask):
                 "test_clips": config.test_clips, "test_crops": config.test_crops,
             },
             self.test_videos,
+            self.n_classes,
             ViewReader(self.clips, Views(config.test_clips, config.test_crops)),
             setup.plan.batch_size, setup.device, setup.precision, setup.world,
         )  # fmt: skip
@@ -283,7 +299,8 @@ class Finetuning(PlainTask):
         result = score(predictions, self.test_videos, self.n_classes)
         if setup.world.is_main:
             if is_last:
-                write_json(os.path.join(config.out, RESULT), {"step": step, **result})
+                path = os.path.join(config.out, RESULT)
+                write_json(path, {"step": step, **result, **self.about_classes})
             exam.forget()
         return {f"test_{name}": result[name] for name in ("top1", "top5")}
 
@@ -300,20 +317,46 @@ def finetune(config: FinetuneConfig) -> int:
             process that is gone.
     """
     with named_process() as world:
-        train, test = _find_videos(config)
-        setup = set_up(config, world, len(train.videos))
-        return run(setup, FinetuningJob(config, setup, train, test))
+        labelled = find_labelled(config, quiet=not world.is_main)
+        setup = set_up(config, world, len(labelled.train))
+        return run(setup, FinetuningJob(config, setup, labelled))
 
 
-def _find_videos(config: FinetuneConfig) -> tuple[VideoList, VideoList]:
+def check_finetuning(config: FinetuneConfig, world: World) -> None:
+    """Raise what `finetune` would raise before its first step, if other machines start it later.
+
+    Nothing is written, no model is made, and no video is opened.
+
+    Args:
+        world: its `size` is the number of processes.
+
+    Raises:
+        UsageError, SavimaeError: as `finetune`.
+    """
+    labelled = find_labelled(config)
+    setup = set_up_elsewhere(config, world, len(labelled.train))
+    check_run(setup, FinetuningJob(config, setup, labelled))
+
+
+def find_labelled(config: FinetuneConfig, quiet: bool = False) -> Labelled:
+    """Training and test videos of a run, with the same labels on both sides.
+
+    Raises:
+        UsageError: a video without a label, or a class of the test that training does not have.
+        SavimaeError: videos that a list or an official split names are not there.
+    """
+    train, test = _find_videos(config, quiet)
+    return match_labels(train, test, config.data, config.test or config.data)
+
+
+def _find_videos(config: FinetuneConfig, quiet: bool) -> tuple[VideoList, VideoList]:
     """Training and test videos: of two lists, or of an official split."""
     if config.dataset is None:
-        train = find_labelled_videos(config.data, config.root)
-        return train, find_labelled_videos(str(config.test), config.root)
+        return find_both_sides(config.data, str(config.test), config.root, quiet)
     root = os.path.normpath(config.data)
     folder = config.splits or find_split_folder(config.dataset, root)
-    official = read_split(folder, config.split)
-    found = find_readable_videos(root)
+    official = read_split(folder, config.split or 1)
+    found = find_readable_videos(root, quiet=quiet)
     both = []
     for part, entries in (("training", official.train), ("test", official.test)):
         videos, missing = match_split(entries, official.classes, found)
@@ -330,18 +373,14 @@ def _find_videos(config: FinetuneConfig) -> tuple[VideoList, VideoList]:
 class FinetuningJob:
     """Fine-tuning as a job of `run`. Raises as `finetune`."""
 
-    def __init__(self, config: FinetuneConfig, setup: Setup, train: VideoList, test: VideoList):
+    def __init__(self, config: FinetuneConfig, setup: Setup, labelled: Labelled):
         self.config = config
         self.setup = setup
-        self.train, self.test = train.videos, test.videos
-        self.classes = train.classes
-        self.n_classes = 1 + max(map(label_of, self.train))
-        beyond = next((v for v in self.test if label_of(v) >= self.n_classes), None)
-        if beyond is not None:
-            raise UsageError(
-                f"{shown(config.test or config.data)}: {shown(beyond.path)} has label "
-                f"{beyond.label}, labels of the training list go to {self.n_classes - 1}"
-            )
+        self.labelled = labelled
+        self.train, self.test = labelled.train, labelled.test
+        self.classes = labelled.classes
+        self.n_classes = len(labelled.classes)
+        self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
         self.weights = load_weights(config.checkpoint)
         rate = config.sampling_rate
         if rate is None:
@@ -377,6 +416,7 @@ class FinetuningJob:
             "output": "classifier",
             "videos": names_digest(self.train),
             "test_videos": names_digest(self.test),
+            "labels": labels_digest([*self.train, *self.test], self.classes),
             "checkpoint": config.checkpoint,
             "sampling_rate": self.clips.sampling_rate,
             **shape,
@@ -389,7 +429,7 @@ class FinetuningJob:
         if is_new and not self.config.untrained:
             model.load_encoder(self.weights.state)
         model.to(self.setup.device)
-        return Finetuning(model, self.train, self.test, self.clips, self.config, self.setup)
+        return Finetuning(model, self.labelled, self.overlap, self.clips, self.config, self.setup)
 
     def make_optimizer(self, task: Finetuning) -> torch.optim.Optimizer:
         groups = parameter_groups(
@@ -402,7 +442,9 @@ class FinetuningJob:
         return list(task.model.encoder.blocks)
 
     def start_event(self) -> dict[str, Any]:
-        return {"test": self.config.test or f"{self.config.dataset}, split {self.config.split}"}
+        return {
+            "test": self.config.test or f"{self.config.dataset}, split {self.config.split or 1}"
+        }
 
     def print_plan(self, loop: Loop, task: Finetuning) -> None:
         shape, config = self.shape, self.config
@@ -414,6 +456,10 @@ class FinetuningJob:
             f"{shape.image_size}x{shape.image_size}",
             f"classifier of {self.n_classes} classes, {start}: {n_parameters:.2f} M parameters",
         )
+        for note in self.labelled.notes:
+            print(note, flush=True)
+        if self.overlap:
+            print(overlap_words(self.overlap, len(self.test)), flush=True)
         shared = shared_groups((v.name for v in self.train), (v.name for v in self.test))
         if shared:
             print(

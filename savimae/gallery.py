@@ -8,13 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from savimae.clips import ClipReader
-from savimae.errors import UsageError, shown
+from savimae.errors import SavimaeError, UsageError, shown
 from savimae.evaluate import mask_words, read_clip
 from savimae.figures import FRAMES_PER_S, draw_reconstruction, write_animation, write_picture
 from savimae.files import refuse_file, write_json
+from savimae.lists import distinct_videos
 from savimae.masking import draw_masks
-from savimae.pretrained import Machine, MaskOptions, find_readable_videos, load_pretrained
+from savimae.pretrained import (
+    Machine,
+    MaskOptions,
+    find_arrays,
+    find_readable_videos,
+    load_pretrained,
+)
 from savimae.progress import Progress
 from savimae.randomness import sample_keys
 from savimae.reconstruct import quality, reconstruct
@@ -41,7 +47,7 @@ def draw_reconstructions(
     machine: Machine,
     masks: MaskOptions,
     *,
-    statistics: str = "visible",
+    statistics: str | None = None,
     n_videos: int = 4,
     animation: str = "mp4",
     seed: int = 0,
@@ -58,7 +64,7 @@ def draw_reconstructions(
     Args:
         checkpoint: of any layout.
         source: a list, a folder or a video.
-        statistics: "visible" or "target"; see `reconstruct`.
+        statistics: "visible" (None: this one) or "target"; see `reconstruct`.
         animation: "mp4", "gif" or "none".
         saliency_root: arrays of `savimae preprocess`; else saliency is computed from the clips.
 
@@ -67,17 +73,21 @@ def draw_reconstructions(
         SavimaeError: a checkpoint, video or array that cannot be read.
     """
     refuse_file(out)
-    videos = find_readable_videos(source, root).videos[:n_videos]
+    videos = distinct_videos(find_readable_videos(source, root).videos)[:n_videos]
+    cut = find_arrays(saliency_root, videos)
     pretrained = load_pretrained(checkpoint, machine.device)
     shape = pretrained.model.config
     try:
-        reader = ClipReader(
-            pretrained.clips(sampling_rate), pretrained.saliency(saliency_threshold),
-            shape.tubelet_size, saliency_root,
-        )  # fmt: skip
+        reader = pretrained.reader(sampling_rate, saliency_root, saliency_threshold, cut)
         spec = pretrained.masks(masks)
     except ValueError as error:
         raise UsageError(f"{shown(checkpoint)}: {error}") from None
+    if statistics is not None and not shape.norm_target:
+        raise UsageError(
+            f"{shown(checkpoint)} predicts pixels as they are, so --statistics has no effect; "
+            "leave it out"
+        )
+    statistics = statistics or "visible"
     gallery = Gallery([], [])
     with Progress("drawing", delay_s=1.0) as progress:
         for index, video in enumerate(videos):
@@ -87,6 +97,11 @@ def draw_reconstructions(
             mask = draw_masks(spec, keys, clip.saliency[None])[0]
             with machine.autocast():
                 result = reconstruct(pretrained.model, clip.pixels, mask, statistics)
+            if not np.isfinite(result.pixels).all():
+                raise SavimaeError(
+                    f"{shown(checkpoint)}: its predictions are no finite numbers; the weights are "
+                    "damaged, or try --precision fp32"
+                )
             original = clip.pixels.astype(np.float32) / 255
             ours = quality(original, result.pixels, result.masked)
             means = quality(original, result.filled, result.masked)

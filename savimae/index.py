@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from savimae.errors import UsageError, shown
+from savimae.labels import shared_videos
 from savimae.lists import (
-    VideoList,
     find_videos,
     match_split,
     read_list,
@@ -27,6 +27,7 @@ class IndexReport:
     unreadable: list[tuple[str, str]]  # path, reason
     shared_groups: list[str]  # recordings with clips here and on the other side
     other_side: str = ""  # what they are shared with
+    shared_videos: list[str] = dataclasses.field(default_factory=list)  # paths, here and there
 
 
 def make_index(
@@ -44,8 +45,8 @@ def make_index(
     of one part ("train" or "test") of an official split, with the split's labels.
 
     Args:
-        against: a list that must share no group (recording) with this one; with an official split
-            its other part is checked as well.
+        against: a list that should share no video and no group (recording) with this one; with an
+            official split its other part is checked as well.
         sizes: note the size of each video, so that readers of the list need not look at them.
 
     Raises:
@@ -69,12 +70,14 @@ def make_index(
         }
         report.shared_groups = shared_groups(names["train"], names["test"])
         report.other_side = "the split's train and test lists"
-    if against is not None and not report.shared_groups:
-        other: VideoList = read_list(against)
-        report.shared_groups = shared_groups(
-            [video.name for video in videos], [video.name for video in other.videos]
-        )
-        report.other_side = f"this list and {shown(against)}"
+    if against is not None:
+        others = read_list(against).videos
+        report.shared_videos = [video.path for video in shared_videos(videos, others)]
+        if not report.shared_groups:
+            report.shared_groups = shared_groups(
+                [video.name for video in videos], [video.name for video in others]
+            )
+            report.other_side = f"this list and {shown(against)}"
     report.videos, report.classes = len(videos), len(classes)
     write_list(list_path, videos, root, classes, sizes)
     return report

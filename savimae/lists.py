@@ -1,7 +1,8 @@
 """Which videos there are: folders, list files, and the official splits of UCF101 and HMDB51.
 
 A list file holds one video a line, `path label`. The path may contain spaces: the label is what
-follows the last one, and may be missing. Lines that begin with # are comments; three say more:
+follows the last one, and may be missing. What other tools write is read as well, see `list_lines`.
+Lines that begin with # are comments; three say more:
 
     # root: "../UCF-101"              relative paths start here (relative to the list's own folder)
     # classes: ["ApplyEyeMakeup", …]  the names of labels 0, 1, …
@@ -18,10 +19,12 @@ import json
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Sequence
 
 from savimae.errors import SavimaeError, UsageError, one_line, shown
-from savimae.files import atomic_file
+from savimae.files import atomic_file, parse_json
+from savimae.list_lines import NATIVE, Entry, parse_lines
 from savimae.progress import Progress
 from savimae.video import is_image, is_video
 
@@ -54,6 +57,7 @@ class VideoList:
     classes: list[str] = dataclasses.field(default_factory=list)
     unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # path, reason
     n_ignored: int = 0  # files that are neither video nor frame
+    form: str = NATIVE  # of the lines of a list
 
 
 # --------------------------------------------------------------------------------- collecting
@@ -72,16 +76,22 @@ def find_videos(
         quiet: show no progress.
 
     Raises:
-        UsageError: nothing there, or two videos whose outputs would have the same name.
+        UsageError: nothing there, or a `root` for something that is no list.
         SavimaeError: a list that cannot be read.
     """
     with Progress("listing videos", quiet=quiet, delay_s=1.0) as progress:
         found = _find_videos(source, root, weigh, progress)
-    _refuse_same_names(found.videos)
+    if found.form != NATIVE and not quiet:
+        print(f"note: {shown(source)}: read as `{found.form}`", file=sys.stderr, flush=True)
     return found
 
 
 def _find_videos(source: str, root: str | None, weigh: bool, progress: Progress) -> VideoList:
+    if root is not None and os.path.exists(source) and not _is_list_file(source):
+        raise UsageError(
+            f"--root says where the paths of a list start, and {shown(source)} is no list; leave "
+            "it out"
+        )
     if os.path.isdir(source):
         found = _search_folder(source, weigh, progress)
         if not found.videos and not found.unreadable:
@@ -89,7 +99,7 @@ def _find_videos(source: str, root: str | None, weigh: bool, progress: Progress)
                 f"{shown(source)}: no videos and no folders of frames in it; videos end in .avi, "
                 ".mp4, .mkv, .webm, .mov and the like, frames are JPEG or PNG"
             )
-    elif os.path.isfile(source) and is_list(source):
+    elif _is_list_file(source):
         found = read_list(source, root, weigh, progress)
         if not found.videos:
             raise UsageError(
@@ -105,6 +115,17 @@ def _find_videos(source: str, root: str | None, weigh: bool, progress: Progress)
         )
         raise UsageError(f"{shown(source)}: {reason}")
     return found
+
+
+def _is_list_file(source: str) -> bool:
+    return os.path.isfile(source) and is_list(source)
+
+
+def root_for(source: str, others: Sequence[str], root: str | None) -> str | None:
+    """`root` if `source` is a list; None if it is not, but one of `others` is, which uses it."""
+    if root is not None and not _is_list_file(source) and any(map(_is_list_file, others)):
+        return None
+    return root
 
 
 def is_list(path: str) -> bool:
@@ -178,16 +199,21 @@ def _search(
         _search(path, child, found, ancestors | {identity}, weigh, progress)
 
 
-def _refuse_same_names(videos: Iterable[Video]) -> None:
+def distinct_videos(videos: Iterable[Video]) -> list[Video]:
+    """Each video once, in order: for what makes one output a video.
+
+    Raises:
+        UsageError: two different videos whose outputs would have the same name.
+    """
     seen: dict[str, Video] = {}
     for video in videos:
         other = seen.setdefault(video.name, video)
-        if other is not video:
-            same = "is listed twice" if other.path == video.path else f"and {shown(video.path)}"
+        if other.path != video.path:
             raise UsageError(
-                f"{shown(other.path)} {same}: both would be written to {shown(video.name)}; "
-                "rename or remove one"
+                f"{shown(other.path)} and {shown(video.path)}: both would be written to "
+                f"{shown(video.name)}; rename or remove one"
             )
+    return list(seen.values())
 
 
 # --------------------------------------------------------------------------------- list files
@@ -215,63 +241,96 @@ def read_list(
             lines = [line.rstrip("\r\n") for line in file]
     except OSError as error:
         raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
-    if any("\0" in line for line in lines):
+    if any("\0" in line or "\r" in line for line in lines):
         raise SavimaeError(f"{shown(path)}: not a list of videos; write one `path label` a line")
     header: dict[str, object] = {}
-    entries: list[tuple[str, int | None]] = []
+    of_videos: list[tuple[int, str]] = []
     for number, line in enumerate(lines, 1):
         if line.startswith("#"):
             key, _, value = line[1:].strip().partition(": ")
             if key in ("root", "classes", "bytes"):
                 try:
-                    header[key] = json.loads(value)
+                    header[key] = parse_json(value)
                 except ValueError:
                     raise SavimaeError(f"{shown(path)}:{number}: {key} is not JSON") from None
         elif line.strip():
-            entries.append(_parse_line(path, number, line))
+            of_videos.append((number, line))
     list_folder = os.path.dirname(os.path.abspath(path))
     if root is None and isinstance(header.get("root"), str):
         root = os.path.join(list_folder, str(header["root"]))
+        try:
+            os.stat(root)
+        except OSError:
+            pass  # reported with the first video
+        except ValueError:  # a NUL byte, or text that no file system can hold
+            raise SavimaeError(f"{shown(path)}: root is not a path") from None
+    roots = [list_folder, os.getcwd()] if root is None else [root]
+
+    def exists(entry: str) -> bool:
+        return any(os.path.exists(os.path.join(each, entry)) for each in roots)
+
+    entries, form = parse_lines(path, of_videos, exists)
     if root is None:
         root = list_folder
-        first = entries[0][0] if entries else ""
-        if not os.path.exists(os.path.join(root, first)) and os.path.exists(first):
+        first = entries[0].path if entries else ""
+        if not os.path.exists(os.path.join(root, first)) and exists(first):
             root = os.getcwd()
     root = os.path.normpath(root)
     classes = header.get("classes", [])
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise SavimaeError(f"{shown(path)}: classes is not a list of names")
+    labels, classes = _numbered(path, entries, classes)
     sizes = header.get("bytes")
     if sizes is not None and not (
         isinstance(sizes, list)
         and len(sizes) == len(entries)
-        and all(isinstance(size, int) for size in sizes)
+        and all(type(size) is int and 0 <= size < 2**60 for size in sizes)
     ):
         raise SavimaeError(
             f"{shown(path)}: bytes is not one number for each of {len(entries)} videos; remove "
             "that line, or make the list again"
         )
     videos = []
-    for index, (entry, label) in enumerate(entries):
+    for index, (entry, label) in enumerate(zip(entries, labels, strict=True)):
         if progress is not None and index % 1000 == 0:
             progress.show(index / len(entries), f"{index}/{len(entries)}")
-        video_path = os.path.normpath(os.path.join(root, entry))
+        video_path = os.path.normpath(os.path.join(root, entry.path))
         cost = 0
         if weigh:
             cost = _cost(video_path) if sizes is None else sizes[index]
         videos.append(Video(video_path, output_name(video_path, root), label, cost))
-    return VideoList(videos, root, classes)
+    return VideoList(videos, root, classes, form=form)
 
 
-def _parse_line(path: str, number: int, line: str) -> tuple[str, int | None]:
-    """`path label` -> (path, label); a line without a label is a path."""
-    line = line.rstrip()
-    entry, _, label = line.rpartition(" ")
-    if entry and label.isdecimal() and label.isascii():
-        return entry.rstrip(), int(label)
-    if entry and re.fullmatch(r"-\d+|\d+\.\d+", label):
-        raise SavimaeError(f"{shown(path)}:{number}: label {label} is not a whole number from 0")
-    return line, None
+def _numbered(
+    path: str, entries: Sequence[Entry], classes: list[str]
+) -> tuple[list[int | None], list[str]]:
+    """Labels as numbers, and the names of the classes where they have names.
+
+    Raises:
+        SavimaeError: a label that `classes`, which the list itself gives, do not have.
+    """
+    named = [entry.label for entry in entries if isinstance(entry.label, str)]
+    if named and not classes:
+        classes = sorted(set(named))
+    number_of = {name: number for number, name in enumerate(classes)}
+    labels: list[int | None] = []
+    for entry in entries:
+        label = entry.label
+        if isinstance(label, str):
+            if label not in number_of:
+                raise SavimaeError(
+                    f"{shown(path)}:{entry.line}: {shown(label)} is not one of the classes that "
+                    "the list names"
+                )
+            label = number_of[label]
+        elif label is not None and classes and label >= len(classes):
+            raise SavimaeError(
+                f"{shown(path)}:{entry.line}: label {label} has no name; classes names "
+                f"{len(classes)}, from 0"
+            )
+        labels.append(label)
+    return labels, classes
 
 
 def _cost(path: str) -> int:
@@ -400,7 +459,7 @@ def _split_lines(path: str, n_fields: int) -> list[list[str]]:
 
 def _read_ucf101_split(folder: str, number: int) -> Split:
     rows = _split_lines(os.path.join(folder, "classInd.txt"), 2)
-    if not all(index.isdecimal() for index, *_ in rows):
+    if not all(index.isdecimal() and len(index) < 10 for index, *_ in rows):
         raise SavimaeError(f"{shown(folder)}/classInd.txt: lines must read `number class`")
     classes = [name for _, name in sorted((int(index), name) for index, name, *_ in rows)]
 

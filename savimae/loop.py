@@ -13,7 +13,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from savimae import __version__
 from savimae.batches import MicroBatch, Plan, load_batches
 from savimae.checkpoint import checkpoint_name, last_checkpoint, write_checkpoint
 from savimae.distributed import GradientSum, World
-from savimae.errors import EXIT_STOPPED, SavimaeError, shown
+from savimae.errors import EXIT_STOPPED, SavimaeError, one_line, shown
 from savimae.progress import Progress
 from savimae.runs import RunLog
 from savimae.schedule import Schedule
@@ -161,11 +161,18 @@ def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
 
 
+def _is_plain(value: torch.Tensor) -> bool:
+    """Whether it holds floating-point numbers that are all there."""
+    is_there = value.layout == torch.strided and value.device.type != "meta"
+    return is_there and value.is_floating_point()
+
+
 class StopSignals:
     """SIGTERM, SIGINT and SIGUSR1 ask for a stop after the step; a second SIGINT kills at once."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self.may_save = True
 
     def __enter__(self) -> StopSignals:
         names = ("SIGTERM", "SIGINT", "SIGUSR1")
@@ -176,6 +183,11 @@ class StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def stop_unsaved(self) -> None:
+        """Ask for a stop that writes nothing; another thread may call this."""
+        self.may_save = False
+        self.received = self.received or signal.SIGTERM
 
     def _handle(self, number: int, _: object) -> None:
         self.received = signal.Signals(number)
@@ -195,7 +207,9 @@ class Loop:
         config: LoopConfig,
         settings: dict[str, Any],
         model_config: dict[str, Any],
+        check_writer: Callable[[], None] = lambda: None,
     ):
+        """`check_writer` is called before anything is written; it raises if that must not be."""
         self.task = task
         self.optimizer = optimizer
         self.plan = plan
@@ -203,6 +217,7 @@ class Loop:
         self.config = config
         self.settings = settings
         self.model_config = model_config
+        self.check_writer = check_writer
         self.world: World = plan.world
         self.total_steps = config.epochs * plan.steps_per_epoch
         self.step = 0
@@ -232,16 +247,53 @@ class Loop:
         }
 
     def restore(self, content: dict[str, Any]) -> None:
-        """Continue from what `content` returned once."""
-        self.task.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        if "extra" in content:
-            self.task.load_extra_state(content["extra"])
-        self.step = self.saved_step = content["step"]
-        self.is_tested = content.get("is_tested", False)
-        self.interval = np.array(content["interval"])
+        """Continue from what `content` returned once.
+
+        Raises:
+            SavimaeError: it is damaged: something is missing, or of another kind or shape.
+        """
+        try:
+            self.task.model.load_state_dict(content["model"])
+            self._restore_optimizer(content["optimizer"])
+            if "extra" in content:
+                self.task.load_extra_state(content["extra"])
+            step, interval = content["step"], np.array(content["interval"])
+            if type(step) is not int or not 0 <= step <= self.total_steps:
+                raise ValueError(f"step is {step!r}")
+            if interval.shape != self.interval.shape or interval.dtype.kind not in "if":
+                raise ValueError("interval is not one number for each sum")
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise SavimaeError(
+                f"the checkpoint to resume from is damaged ({one_line(error)}); delete it to go on "
+                "from an older one, or begin anew in another folder"
+            ) from error
+        self.step = self.saved_step = step
+        self.is_tested = content.get("is_tested", False) is True
+        self.interval = interval.astype(float)
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """As `load_state_dict`, which takes any tensor and any setting for good."""
+        names = ("params", "weight_decay", "lr_scale", "betas", "eps", "amsgrad", "maximize")
+        ours = self.optimizer.state_dict()["param_groups"]
+        theirs = state["param_groups"]
+        wanted = [{name: group[name] for name in names if name in group} for group in ours]
+        found = [{name: group[name] for name in names if name in group} for group in theirs]
+        if found != wanted:
+            raise ValueError("the optimizer has other groups of parameters")
+        for index, parameter in enumerate(self.parameters):
+            of_parameter = state["state"].get(index, {})
+            if not isinstance(of_parameter, dict):
+                raise TypeError(f"the state of parameter {index} is no dictionary")
+            for name in ("exp_avg", "exp_avg_sq") if of_parameter else ():
+                value = of_parameter[name]
+                if value.shape != parameter.shape or not _is_plain(value):
+                    raise ValueError(f"{name} of parameter {index} does not fit")
+            if of_parameter and (of_parameter["step"].numel() != 1 or len(of_parameter) != 3):
+                raise ValueError(f"the state of parameter {index} is not AdamW's")
+        self.optimizer.load_state_dict(state)
 
     def save(self) -> None:
+        self.check_writer()
         if self.saved_step == self.step:
             return
         if self.world.is_main:
@@ -322,6 +374,7 @@ class Loop:
         record = self._step(batches, signals)
         if record is None:
             return False
+        self.check_writer()
         self.is_tested = False
         if self.step % self.config.log_every == 0 or self.step == self.total_steps:
             log.write({**record, **self._interval_record()})

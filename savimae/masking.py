@@ -14,9 +14,10 @@ import dataclasses
 
 import numpy as np
 
-from savimae.randomness import GOLDEN, mix
+from savimae.randomness import DECODER_START, GOLDEN, hashes, mix
 
-KINDS = ("savi", "savi-tube", "tube", "random")
+SALIENT_KINDS = ("savi", "savi-tube")
+KINDS = (*SALIENT_KINDS, "tube", "random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class MaskSpec:
     ratio: float = 0.9  # masked share; random and tube
     salient_ratio: float = 0.85  # masked share of the salient tokens; savi and savi-tube
     nonsalient_ratio: float = 0.95  # of the others
+    decoder_ratio: float = 0.0  # masked tokens that are not reconstructed (VideoMAE V2: 0.5)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -36,6 +38,8 @@ class MaskSpec:
         for name in ("ratio", "salient_ratio", "nonsalient_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1")
+        if not 0 <= self.decoder_ratio < 1:
+            raise ValueError(f"decoder_mask_ratio {self.decoder_ratio} is not in [0, 1)")
         if self.n_tokens < 2:
             raise ValueError("a clip of one token has nothing to see or nothing to reconstruct")
         if self.is_tube and self.n_positions < 2:
@@ -51,11 +55,30 @@ class MaskSpec:
 
     @property
     def uses_saliency(self) -> bool:
-        return self.kind in ("savi", "savi-tube")
+        return self.kind in SALIENT_KINDS
 
     @property
     def is_tube(self) -> bool:
         return self.kind in ("tube", "savi-tube")
+
+
+def refuse_idle_ratios(
+    kind: str, ratio: float | None, salient_ratio: float | None, nonsalient_ratio: float | None
+) -> None:
+    """Raises ValueError for a ratio that was given and that masks of this kind do not have."""
+    if kind not in KINDS:  # `MaskSpec` says so
+        return
+    if kind in SALIENT_KINDS and ratio is not None:
+        raise ValueError(
+            f"--mask-ratio has no effect on {kind} masks; give --salient-mask-ratio and "
+            "--nonsalient-mask-ratio, or --mask-type tube or random"
+        )
+    for name, value in (("salient", salient_ratio), ("nonsalient", nonsalient_ratio)):
+        if kind not in SALIENT_KINDS and value is not None:
+            raise ValueError(
+                f"--{name}-mask-ratio has no effect on {kind} masks; give --mask-ratio, or "
+                "--mask-type savi or savi-tube"
+            )
 
 
 def draw_masks(spec: MaskSpec, keys: np.ndarray, saliency: np.ndarray | None = None) -> np.ndarray:
@@ -90,6 +113,37 @@ def draw_masks(spec: MaskSpec, keys: np.ndarray, saliency: np.ndarray | None = N
     positions = np.logical_or.reduce(by_time, axis=1)
     drawn = _draw(positions, keys, first_ratio, other_ratio)
     return np.tile(drawn, (1, spec.time_steps))  # [B, positions] -> [B, N]
+
+
+def draw_decoded(spec: MaskSpec, keys: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The masked tokens that are reconstructed: bool `[B, N]`.
+
+    All of them; or with `decoder_ratio` a share: the running cells of VideoMAE V2 (Wang et al.,
+    2023, arXiv:2303.16727). In each 2 x 2 cell of patches round(4 * (1 - ratio)) positions (at
+    least one) are kept, and move one step around the cell from each time step to the next. Where
+    they start is drawn for each clip, so that every token is reconstructed sooner or later. A clip
+    of which nothing would be left is reconstructed whole.
+
+    Args:
+        keys: uint64 `[B]`, as of `draw_masks`.
+        mask: bool `[B, N]`, True = masked, what `draw_masks` returned.
+    """
+    if spec.decoder_ratio == 0:
+        return mask
+    starts = hashes(keys, DECODER_START) >> np.uint64(62)  # the highest two bits: 0 to 3
+    kept = mask & running_cells(spec, starts.astype(np.int64))
+    return np.where(kept.any(1, keepdims=True), kept, mask)
+
+
+def running_cells(spec: MaskSpec, starts: np.ndarray) -> np.ndarray:
+    """Tokens that `draw_decoded` keeps, whatever the mask: bool `[B, N]`, from starts int `[B]`."""
+    n_kept = max(1, round(4 * (1 - spec.decoder_ratio)))
+    around = np.array([[0, 1], [3, 2]])  # clockwise
+    index = np.arange(spec.grid_size) % 2
+    place = around[index[:, None], index[None, :]].reshape(-1)  # [H_p, W_p] -> [positions]
+    phase = starts[:, None] + np.arange(spec.time_steps)  # [B, time]
+    # [B, time, positions] -> [B, N]
+    return ((place + phase[:, :, None]) % 4 < n_kept).reshape(len(starts), -1)
 
 
 def _draw(

@@ -5,8 +5,8 @@ Legend: B clips, T frames, t tubelet size, P patch size, N = T/t * (H/P) * (W/P)
 Masks are bool `[B, N]`, True = masked: hidden from the encoder, to be reconstructed.
 
 Visible tokens of a batch are kept in one packed `[V, D]`, clip after clip, so clips may show
-different numbers of tokens and no linear layer works on padding. Only attention needs them apart;
-see `attend`.
+different numbers of tokens and no linear layer works on padding between them. Only attention needs
+them apart; see `attend`. A few filler rows behind the last clip round V and M up; see `filled`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LAYER_NORM_EPS = 1e-6
 TARGET_EPS = 1e-6
+LENGTH_MULTIPLE = 8  # of the padded lengths of clips
 CHANNELS = 3
 
 # (encoder dim, depth, heads), (decoder dim, heads)
@@ -34,6 +35,7 @@ SIZES = {
     "large": ((1024, 24, 16), (512, 8)),
     "huge": ((1280, 32, 16), (640, 8)),
 }
+PUBLISHED = "pretrain_videomae_"  # published names: PUBLISHED, a size, patch and image size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,6 @@ class VideoMAEConfig:
     decoder_depth: int = 4
     decoder_heads: int = 6
     norm_target: bool = True  # normalise the target per token and channel
-    decoder_mask_ratio: float = 0.0  # masked tokens that are not decoded (VideoMAE V2: 0.5)
     checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory
 
     def __post_init__(self) -> None:
@@ -70,8 +71,6 @@ class VideoMAEConfig:
                     f"{whole} {getattr(self, whole)} is not a multiple of {part} "
                     f"{getattr(self, part)}"
                 )
-        if not 0 <= self.decoder_mask_ratio < 1:
-            raise ValueError(f"decoder_mask_ratio {self.decoder_mask_ratio} is not in [0, 1)")
 
     @property
     def grid_size(self) -> int:
@@ -103,7 +102,7 @@ class VideoMAEOutput:
     prediction: Tensor  # float32 [M, t*P*P*3]
     target: Tensor  # float32 [M, t*P*P*3]
     token_losses: Tensor  # float32 [M], mean squared error of each token
-    decoded: Tensor  # bool [B, N], the reconstructed tokens: the mask, unless the decoder masks too
+    decoded: Tensor  # bool [B, N], the reconstructed tokens
     loss_sum: Tensor  # sum of squared errors, a scalar with a gradient
     n_values: int  # values in the sum
 
@@ -133,42 +132,50 @@ class VideoMAE(nn.Module):
         self.apply(initialize)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, clips: Tensor, mask: Tensor) -> VideoMAEOutput:
-        """Reconstruct the masked tokens of a batch.
+    def forward(self, clips: Tensor, mask: Tensor, decoded: Tensor | None = None) -> VideoMAEOutput:
+        """Reconstruct masked tokens of a batch.
 
         Args:
             clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1).
             mask: bool `[B, N]`, True = masked; at least one visible token a clip.
+            decoded: bool `[B, N]`, the masked tokens that are reconstructed; None: all of them.
 
         Raises:
-            ValueError: clips or mask do not fit the model.
+            ValueError: clips or masks do not fit the model.
         """
+        decoded = mask if decoded is None else decoded
         check_clips(clips, self.config)
-        self._check(clips, mask)
+        self._check(clips, mask, decoded)
         tokens = self.patchify(clips)
-        decoded = self.decoded_tokens(mask)
         n = self.config.n_tokens
 
         visible = (~mask).flatten().nonzero()[:, 0]  # [V], in (clip, token) order
         lengths = (~mask).sum(1)
-        encoded = self._encode(tokens, visible, lengths)
-        projected = self.encoder_to_decoder(encoded)
+        rounded = filled(visible, mask.numel())
+        encoded = self.encoder(tokens[rounded], rounded % n, lengths)
+        projected = self.encoder_to_decoder(encoded)[: len(visible)]
         projected = projected + self.decoder_positions[visible % n].to(projected.dtype)
 
         # Decoder input in token order: visible tokens where they belong, mask tokens elsewhere.
         shown = ~mask | decoded
+        n_shown = shown.sum(1)
         places = shown.flatten().nonzero()[:, 0]
+        if len(places) < mask.numel():  # the decoder masks too
+            places = filled(places, mask.numel())
         hidden = (self.mask_token[0] + self.decoder_positions[places % n]).to(projected.dtype)
         rank = torch.cumsum(shown.flatten(), 0) - 1  # token -> its row in `hidden`
         hidden = hidden.index_copy(0, rank[visible], projected)
-        wanted = decoded.flatten().nonzero()[:, 0]
-        prediction = self.decoder(hidden, shown.sum(1), rank[wanted]).float()
 
+        wanted = decoded.flatten().nonzero()[:, 0]  # [M]
+        m = len(wanted)
+        wanted = filled(wanted, mask.numel())
+        prediction = self.decoder(hidden, n_shown, rank[wanted]).float()
         target = self._target(tokens, wanted)
         errors = (prediction - target).square()
         return VideoMAEOutput(
-            prediction, target, errors.detach().mean(1), decoded, errors.sum(), errors.numel()
-        )
+            prediction[:m], target[:m], errors.detach().mean(1)[:m], decoded,
+            errors[:m].sum(), m * self.config.token_values,
+        )  # fmt: skip
 
     def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Features of unmasked clips: tokens float `[B, N, D]` and their mean `[B, D]`.
@@ -183,10 +190,6 @@ class VideoMAE(nn.Module):
         """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
         return patchify(clips, self.config)
 
-    def _encode(self, tokens: Tensor, visible: Tensor, lengths: Tensor) -> Tensor:
-        """Packed features `[V, D]` of the tokens `[B * N, t*P*P*3]` at `visible`."""
-        return self.encoder(tokens[visible], visible % self.config.n_tokens, lengths)
-
     def _target(self, tokens: Tensor, wanted: Tensor) -> Tensor:
         """Pixels in 0 to 1 of the tokens at `wanted`, normalised: float32 `[M, t*P*P*3]`."""
         pixels = _unit_float(tokens[wanted]).view(len(wanted), -1, CHANNELS)
@@ -194,29 +197,20 @@ class VideoMAE(nn.Module):
             pixels = normalize_tokens(pixels)
         return pixels.flatten(1)
 
-    def decoded_tokens(self, mask: Tensor) -> Tensor:
-        """The tokens that a forward pass reconstructs, bool `[B, N]`, for a mask (True = masked).
-
-        All masked ones, unless the model is training with a decoder mask.
-        """
-        if not (self.training and self.config.decoder_mask_ratio > 0):
-            return mask
-        keeps = running_cell(
-            self.config.time_steps, self.config.grid_size, 1 - self.config.decoder_mask_ratio
-        )
-        return mask & keeps.to(mask.device)
-
-    def _check(self, clips: Tensor, mask: Tensor) -> None:
+    def _check(self, clips: Tensor, mask: Tensor, decoded: Tensor) -> None:
         c = self.config
-        if mask.dtype != torch.bool or tuple(mask.shape) != (len(clips), c.n_tokens):
-            raise ValueError(
-                f"mask is {mask.dtype} {list(mask.shape)}, the model wants bool "
-                f"[{len(clips)}, {c.n_tokens}]"
-            )
+        for name, given in (("mask", mask), ("decoded", decoded)):
+            if given.dtype != torch.bool or tuple(given.shape) != (len(clips), c.n_tokens):
+                raise ValueError(
+                    f"{name} is {given.dtype} {list(given.shape)}, the model wants bool "
+                    f"[{len(clips)}, {c.n_tokens}]"
+                )
         if not (~mask).any(1).all():
             raise ValueError("a clip of this batch shows no token")
         if not mask.any():
             raise ValueError("this batch masks no token: there is nothing to reconstruct")
+        if (decoded & ~mask).any() or not decoded.any():
+            raise ValueError("decoded tokens must be masked ones, at least one of a batch")
 
 
 class Encoder(nn.Module):
@@ -250,6 +244,8 @@ class Encoder(nn.Module):
         self, tokens: Tensor, places: Tensor, lengths: Tensor, branches: Tensor | None = None
     ) -> Tensor:
         """Packed tokens of clips with these lengths `[B]` -> features `[V, D]`.
+
+        Rows behind the last clip are filler: what comes out of them means nothing.
 
         Args:
             tokens: pixels `[V, t*P*P*3]`, uint8 or float in 0 to 1.
@@ -368,31 +364,55 @@ class Layout:
     """Where the clips of a packed batch lie: one after the other, `lengths[b]` rows of clip b."""
 
     n_clips: int
-    longest: int
-    rows: Tensor | None  # [rows], place of each row in [B * longest]; None if all are equally long
-    key_bias: Tensor | None  # [B, 1, 1, longest], 0 for tokens, -inf for padding
+    longest: int  # rows of the longest clip, rounded up if there is padding or filler
+    n_taken: int  # rows of all clips; what follows them is filler
+    rows: Tensor | None  # [rows], place of each row in [B * longest]; None if it is that row
+    key_bias: Tensor | None  # [B, 1, 1, longest], 0 for tokens, -inf for padding; None without
 
     @classmethod
-    def of(cls, lengths: Tensor) -> Layout:
-        """Of clips with these lengths, int `[B]`."""
-        n_clips, longest = len(lengths), int(lengths.max())
-        if bool((lengths == longest).all()):
-            return cls(n_clips, longest, None, None)
+    def of(cls, lengths: Tensor, n_rows: int) -> Layout:
+        """Of clips with these lengths, int `[B]`, in `n_rows` rows."""
+        n_clips, longest, n_taken = len(lengths), int(lengths.max()), int(lengths.sum())
+        if n_taken == n_rows and bool((lengths == longest).all()):
+            return cls(n_clips, longest, n_taken, None, None)
+        longest = _round_up(longest, LENGTH_MULTIPLE)
         taken = torch.arange(longest, device=lengths.device) < lengths[:, None]  # [B, longest]
+        rows = F.pad(taken.flatten().nonzero()[:, 0], (0, n_rows - n_taken))
+        if bool(taken.all()):
+            return cls(n_clips, longest, n_taken, rows, None)
         bias = torch.zeros(taken.shape, device=lengths.device).masked_fill(~taken, -math.inf)
-        return cls(n_clips, longest, taken.flatten().nonzero()[:, 0], bias[:, None, None])
+        return cls(n_clips, longest, n_taken, rows, bias[:, None, None])
 
     def unpack(self, packed: Tensor) -> Tensor:
         """`[rows, D]` -> `[B, longest, D]`, zeros behind short clips."""
         if self.rows is not None:
             padded = packed.new_zeros(self.n_clips * self.longest, packed.shape[1])
-            packed = padded.index_copy(0, self.rows, packed)
+            packed = padded.index_copy(0, self.rows[: self.n_taken], packed[: self.n_taken])
         return packed.view(self.n_clips, self.longest, -1)
 
     def pack(self, unpacked: Tensor) -> Tensor:
         """`[B, longest, D]` -> `[rows, D]`."""
         flat = unpacked.reshape(self.n_clips * self.longest, -1)
         return flat if self.rows is None else flat.index_select(0, self.rows)
+
+
+def filled(places: Tensor, n_tokens: int) -> Tensor:
+    """`places` of packed rows, int `[n]`, the first repeated behind until their number is round.
+
+    Clips that show different numbers of tokens make every batch one of another size. oneDNN
+    compiles each matrix product for its size and keeps the last 1024 of them, wherever there is
+    room at that moment: between large blocks, which then no longer fit where they were. So memory
+    grows until 1024 sizes have been seen. Rounded up, the number of rows is one of a few: multiples
+    of a power of two, at most 1/64 of the batch's `n_tokens` (8 at least). Every product of a step
+    must have such a number of rows.
+    """
+    multiple = max(8, 2 ** int(math.log2(max(n_tokens / 64, 1))))
+    n_filler = _round_up(len(places), multiple) - len(places)
+    return torch.cat((places, places[:1].expand(n_filler))) if n_filler else places
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def attend(qkv: Tensor, heads: int, layout: Layout) -> Tensor:
@@ -428,7 +448,7 @@ def _run_blocks(
     checkpoint_activations: bool,
     branches: Tensor | None,
 ) -> Tensor:
-    layout = Layout.of(lengths)
+    layout = Layout.of(lengths, len(hidden))
     for index, block in enumerate(blocks):
         rows = None
         if branches is not None:  # [2, B] -> [2, rows, 1]
@@ -474,20 +494,6 @@ def normalize_tokens(pixels: Tensor) -> Tensor:
     return (pixels - mean) / (variance.sqrt() + TARGET_EPS)
 
 
-def running_cell(time_steps: int, grid_size: int, kept_share: float) -> Tensor:
-    """Tokens that the decoder reconstructs, bool `[N]` (running cell masking of VideoMAE V2).
-
-    In each 2 x 2 cell of patches round(4 * kept_share) positions are kept (at least one), which
-    move one step around the cell from each time step to the next.
-    """
-    kept = max(1, round(4 * kept_share))
-    around = torch.tensor([[0, 1], [3, 2]])  # clockwise
-    index = torch.arange(grid_size) % 2
-    place = around[index[:, None], index[None, :]]  # [H_p, W_p]
-    phase = torch.arange(time_steps)[:, None, None]
-    return ((place + phase) % 4 < kept).flatten()
-
-
 def _unit_float(tokens: Tensor) -> Tensor:
     """Pixel values as float32 in 0 to 1."""
     return tokens.float() / 255 if tokens.dtype == torch.uint8 else tokens.float()
@@ -512,8 +518,8 @@ def model_config(name: str, **changes: object) -> VideoMAEConfig:
     """
     fields: dict[str, object] = {}
     size = name
-    if name.startswith("pretrain_videomae_"):
-        size, *rest = name.removeprefix("pretrain_videomae_").split("_")
+    if name.startswith(PUBLISHED):
+        size, *rest = name.removeprefix(PUBLISHED).split("_")
         if len(rest) != 2 or not rest[0].startswith("patch"):
             raise ValueError(_unknown(name))
         fields = {"patch_size": _number(rest[0][5:], name), "image_size": _number(rest[1], name)}
@@ -525,6 +531,19 @@ def model_config(name: str, **changes: object) -> VideoMAEConfig:
         "decoder_dim": decoder_dim, "decoder_heads": decoder_heads,
     }  # fmt: skip
     return VideoMAEConfig(**{**shape, **fields, **changes})  # type: ignore[arg-type]
+
+
+def describe(config: VideoMAEConfig) -> str:
+    """What size a model is, in words: "a small model (384 wide, 12 deep)"."""
+    encoder = (config.encoder_dim, config.encoder_depth, config.encoder_heads)
+    decoder = (config.decoder_dim, config.decoder_heads)
+    size = next((name for name, (known, _) in SIZES.items() if known == encoder), None)
+    numbers = f"{config.encoder_dim} wide, {config.encoder_depth} deep"
+    if size is None:
+        numbers += f", {config.encoder_heads} heads"
+    if size is None or decoder != SIZES[size][1]:
+        numbers += f"; decoder {config.decoder_dim} wide, {config.decoder_heads} heads"
+    return f"a {size} model ({numbers})" if size else f"a model of no known size ({numbers})"
 
 
 def build_model(name: str, **changes: object) -> VideoMAE:

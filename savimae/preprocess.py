@@ -26,7 +26,8 @@ from savimae.config import SaliencyConfig, check_config, record_config
 from savimae.errors import EXIT_STOPPED, SavimaeError, UsageError, one_line, shown
 from savimae.files import atomic_folder, refuse_file, remove_leftovers
 from savimae.kernels.patches import compile_kernels
-from savimae.lists import Video, VideoList, find_videos, write_list
+from savimae.lists import Video, VideoList, distinct_videos, find_videos, write_list
+from savimae.lock import SoleWriter, sole_writer
 from savimae.progress import Progress
 from savimae.saliency import FrameSaliency, patch_chunks
 from savimae.video import open_video
@@ -250,7 +251,8 @@ def check(
     """
     found = find_videos(source, options.root)
     check_config(out, job.settings())
-    looked = survey(shard_videos(found.videos[: options.limit], options.shard), out, job)
+    videos = distinct_videos(found.videos)[: options.limit]
+    looked = survey(shard_videos(videos, options.shard), out, job)
     unreadable = found.unreadable if options.shard.index == 0 else []
     if options.list_path and len(looked.missing) + len(unreadable) <= allow_missing:
         videos = [video for video, _ in looked.done]
@@ -310,15 +312,17 @@ def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
 
     Raises:
         UsageError: nothing to do, or `out` was made with other settings, or lies inside `source`.
-        SavimaeError: no space left; a list that cannot be read.
+        SavimaeError: no space left; a list that cannot be read; another process makes the same.
     """
     refuse_inside(source, out)
-    found = find_videos(source, options.root)
-    if isinstance(job, ArrayJob) and job.from_maps:
-        _refuse_video_files(found)
-    videos = found.videos[: options.limit]
+    with sole_writer(out, options.shard.index, options.shard.count) as writer:
+        return _process(source, out, job, options, writer)
+
+
+def _process(source: str, out: str, job: Job, options: RunOptions, writer: SoleWriter) -> Report:
+    found, distinct = _find_work(source, options.root, job)
+    videos = distinct[: options.limit]
     mine = shard_videos(videos, options.shard)
-    os.makedirs(out, exist_ok=True)
     record_config(out, job.settings())
 
     report = Report()
@@ -341,13 +345,16 @@ def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
 
         for path, reason in found.unreadable if options.shard.index == 0 else []:
             fail(path, reason)
-        for task, result in _results(pending, report, progress, options.workers):
+        for task, result in _results(pending, report, progress, options.workers, writer):
             if isinstance(result, Done):
                 report.add(result)
             else:
                 fail(task.video.path, result)
                 failed.add(task.video.name)
         report.seconds = progress.elapsed_s
+    n_again = len(found.videos) - len(distinct)
+    if n_again:
+        progress.write(f"{n_again} lines of the list name a video again; each was made once")
     if found.n_ignored:
         progress.write(
             f"{found.n_ignored} files that are neither videos nor frames were left alone"
@@ -358,8 +365,29 @@ def process(source: str, out: str, job: Job, options: RunOptions) -> Report:
     return report
 
 
+def check_start(source: str, out: str, job: Job, root: str | None = None) -> None:
+    """Raise what `process` would raise before its first video. Nothing is written or decoded.
+
+    Raises:
+        UsageError, SavimaeError: as `process`.
+    """
+    refuse_inside(source, out)
+    _find_work(source, root, job, weigh=False)
+    check_config(out, job.settings())
+
+
+def _find_work(
+    source: str, root: str | None, job: Job, weigh: bool = True
+) -> tuple[VideoList, list[Video]]:
+    """What was found, and of its videos each once."""
+    found = find_videos(source, root, weigh)
+    if isinstance(job, ArrayJob) and job.from_maps:
+        _refuse_video_files(found)
+    return found, distinct_videos(found.videos)
+
+
 def _results(
-    pending: list[_Task], report: Report, progress: Progress, workers: int
+    pending: list[_Task], report: Report, progress: Progress, workers: int, writer: SoleWriter
 ) -> Generator[tuple[_Task, Done | str]]:
     """Results of the tasks as they come, with the progress shown; signals end the run tidily."""
     total_cost = sum(max(task.video.cost, 1) for task in pending)
@@ -382,6 +410,7 @@ def _results(
     with EndedBySignals() as ending, contextlib.closing(results):
         for task, result in results:
             ending.check()
+            writer.check()
             done_cost += max(task.video.cost, 1)
             if isinstance(result, WorkerDiedError):
                 result = "the process that worked on it died (out of memory, or a decoder crash)"

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from savimae.arrays import cut_words, find_cut
 from savimae.batches import Plan, load_batches
-from savimae.clips import ClipConfig
+from savimae.clips import ClipConfig, ClipReader
 from savimae.config import SaliencyConfig
 from savimae.convert import load_weights
 from savimae.cores import available_cores
 from savimae.devices import choose_device, choose_precision
 from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError, shown
-from savimae.lists import VideoList, find_videos
-from savimae.masking import MaskSpec
+from savimae.lists import Video, VideoList, distinct_videos, find_videos, root_for
+from savimae.masking import MaskSpec, refuse_idle_ratios
 from savimae.model import VideoMAE
 from savimae.progress import Progress
 
@@ -38,7 +40,12 @@ class Machine:
 
     @classmethod
     def choose(
-        cls, device: str, precision: str, batch_size: int, threads: int | None, workers: int | None
+        cls,
+        device: str,
+        precision: str,
+        threads: int | None,
+        batch_size: int = 1,
+        workers: int | None = None,
     ) -> Machine:
         """From options; sets the threads of this process.
 
@@ -119,10 +126,14 @@ class Pretrained:
         return SaliencyConfig(shape.image_size, shape.patch_size, threshold)
 
     def masks(self, options: MaskOptions) -> MaskSpec:
-        """Raises ValueError for an unknown type or a ratio out of range."""
+        """Raises ValueError for an unknown type, or a ratio out of range or without effect."""
         shape = self.model.config
+        kind = self._setting(options.mask_type, "mask_type", MaskSpec.kind)
+        refuse_idle_ratios(
+            kind, options.mask_ratio, options.salient_mask_ratio, options.nonsalient_mask_ratio
+        )
         return MaskSpec(
-            self._setting(options.mask_type, "mask_type", MaskSpec.kind),
+            kind,
             shape.time_steps,
             shape.grid_size,
             self._setting(options.mask_ratio, "mask_ratio", MaskSpec.ratio),
@@ -134,6 +145,28 @@ class Pretrained:
 
     def _setting(self, given: Any, name: str, default: Any) -> Any:
         return self.settings.get(name, default) if given is None else given
+
+    def reader(
+        self,
+        sampling_rate: int | None,
+        saliency_root: str | None,
+        threshold: float | None,
+        array_cut: int,
+    ) -> ClipReader:
+        """Reads clips as the model was trained on, with their saliency; see `ClipReader`.
+
+        Raises:
+            ValueError: a number out of range, or a threshold for arrays, which have theirs.
+        """
+        if saliency_root is not None and threshold is not None:
+            raise ValueError(
+                "--saliency-threshold is for saliency that is computed from the clips; the arrays "
+                "of --saliency-root have theirs, see `savimae preprocess --threshold`"
+            )
+        return ClipReader(
+            self.clips(sampling_rate), self.saliency(threshold),
+            self.model.config.tubelet_size, saliency_root, array_cut,
+        )  # fmt: skip
 
 
 def load_pretrained(path: str, device: torch.device) -> Pretrained:
@@ -148,27 +181,27 @@ def load_pretrained(path: str, device: torch.device) -> Pretrained:
     return Pretrained(path, model.to(device).eval(), weights.settings)
 
 
-def find_readable_videos(data: str, root: str | None = None) -> VideoList:
+def find_readable_videos(data: str, root: str | None = None, quiet: bool = False) -> VideoList:
     """The videos of a list or folder.
 
     Raises:
         UsageError: as `find_videos`.
         SavimaeError: a folder among them cannot be read, or holds nothing.
     """
-    found = find_videos(data, root, weigh=False)
+    found = find_videos(data, root, weigh=False, quiet=quiet)
     for path, reason in found.unreadable:
         raise SavimaeError(f"{shown(path)}: {reason}; mend or remove it")
     return found
 
 
-def find_labelled_videos(data: str, root: str | None = None) -> VideoList:
+def find_labelled_videos(data: str, root: str | None = None, quiet: bool = False) -> VideoList:
     """The videos of a list with labels, or of a folder of class folders.
 
     Raises:
         UsageError: one has no label.
         SavimaeError: as `find_readable_videos`.
     """
-    found = find_readable_videos(data, root)
+    found = find_readable_videos(data, root, quiet)
     for video in found.videos:
         if video.label is None:
             raise UsageError(
@@ -176,6 +209,37 @@ def find_labelled_videos(data: str, root: str | None = None) -> VideoList:
                 "make the list with `savimae index`"
             )
     return found
+
+
+def find_both_sides(
+    train: str, test: str, root: str | None = None, quiet: bool = False
+) -> tuple[VideoList, VideoList]:
+    """Training and test videos, each of a list with labels or of a folder of class folders.
+
+    Args:
+        root: where relative paths of lists start; one side at least must be a list.
+
+    Raises: as `find_labelled_videos`.
+    """
+    both = (train, test)
+    found = [find_labelled_videos(path, root_for(path, both, root), quiet) for path in both]
+    return found[0], found[1]
+
+
+def find_arrays(saliency_root: str | None, videos: Sequence[Video]) -> int:
+    """How the arrays of these videos are called, as `find_cut`; says so where it is not plain.
+
+    Raises:
+        UsageError: two videos would share an array; or as `find_cut`.
+        SavimaeError: as `find_cut`.
+    """
+    if saliency_root is None:
+        return 0
+    distinct_videos(videos)
+    cut = find_cut(saliency_root, [video.name for video in videos])
+    if cut:
+        print(cut_words(saliency_root, videos[0].name, cut), file=sys.stderr, flush=True)
+    return cut
 
 
 def stacked(arrays: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:

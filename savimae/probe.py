@@ -23,9 +23,11 @@ from savimae.features import (
     pixel_features,
 )
 from savimae.files import refuse_file
-from savimae.lists import group_of, label_of, shared_groups
+from savimae.labels import check_overlap, match_labels
+from savimae.lists import group_of, shared_groups
+from savimae.lock import sole_writer
 from savimae.model import VideoMAE
-from savimae.pretrained import Machine, Pretrained, find_labelled_videos, load_pretrained
+from savimae.pretrained import Machine, Pretrained, find_both_sides, load_pretrained
 from savimae.tables import table
 from savimae.views import ViewReader, Views
 
@@ -57,6 +59,9 @@ class Probe:
     n_train: int
     n_test: int
     shared: list[str]  # recordings with clips on both sides
+    overlap: int  # test videos that are training videos as well
+    numbers: list[int]  # what the training list calls the classes
+    notes: list[str]  # which labels were taken for which classes, where that is not plain
 
     @property
     def chance(self) -> float:
@@ -78,6 +83,7 @@ def probe(
     sampling_rate: int | None = None,
     seed: int = 0,
     baselines: bool = True,
+    allow_overlap: bool = False,
 ) -> Probe:
     """Probe a model; features are kept in `out` and computed only once.
 
@@ -88,39 +94,49 @@ def probe(
         views: of each video, whose features are averaged.
         seed: of the untrained encoder and of the held-out part.
         baselines: do the same with an untrained encoder and with raw pixels.
+        allow_overlap: let test videos be training videos as well; the result says how many are.
 
     Raises:
-        UsageError: lists without labels or with a single one, options that do not fit, or `out` is
-            a file.
-        SavimaeError: a file that cannot be read, or scikit-learn is not installed.
+        UsageError: lists without labels or with a single one, a class of the test that training
+            does not have, options that do not fit, or `out` is a file.
+        SavimaeError: a file that cannot be read, another process that writes into `out`, or
+            scikit-learn is not installed.
     """
     check_sklearn()
     refuse_file(out)
-    train, test = (find_labelled_videos(path, root) for path in (train_list, test_list))
-    if len(set(map(label_of, train.videos))) == 1:
+    both_sides = find_both_sides(train_list, test_list, root)
+    labelled = match_labels(*both_sides, train_list, test_list)
+    if len(labelled.classes) == 1:
         raise UsageError(
             f"{shown(train_list)}: all videos have one label; nothing can be told apart"
         )
-    unknown = sorted(set(map(label_of, test.videos)) - set(map(label_of, train.videos)))
-    if unknown:
-        raise UsageError(f"{shown(test_list)}: no training video has its label {unknown[0]}")
+    overlap = check_overlap(labelled.train, labelled.test, allow_overlap)
     pretrained = load_pretrained(checkpoint, machine.device)
     try:
         reader = ViewReader(pretrained.clips(sampling_rate), views or Views())
         sources = _sources(pretrained, pool, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    groups = [group_of(video.name) for video in labelled.train]
     scores = []
-    for name, source in sources.items():
-        both = []
-        for part, videos in (("train", train.videos), ("test", test.videos)):
-            path = os.path.join(out, f"{name.replace(' ', '-')}-{part}.npz")
-            title = f"{name}, {part} videos"
-            both.append(make_features(path, source, videos, reader, machine, title))
-        scores += score(name, both[0], both[1], [group_of(v.name) for v in train.videos], seed)
-    classes = train.classes or [str(n) for n in range(1 + max(map(label_of, train.videos)))]
-    shared = shared_groups((v.name for v in train.videos), (v.name for v in test.videos))
-    return Probe(scores, classes, len(train.videos), len(test.videos), shared)
+    with sole_writer(out):
+        for name, source in sources.items():
+            both = []
+            for part, videos in (("train", labelled.train), ("test", labelled.test)):
+                path = os.path.join(out, f"{name.replace(' ', '-')}-{part}.npz")
+                title = f"{name}, {part} videos"
+                both.append(make_features(path, source, videos, reader, machine, title))
+                if not np.isfinite(both[-1].values).all():
+                    raise SavimaeError(
+                        f"{shown(path)}: holds what is no finite number; look at the model, and "
+                        "delete this file"
+                    )
+            scores += score(name, both[0], both[1], groups, seed)
+    shared = shared_groups((v.name for v in labelled.train), (v.name for v in labelled.test))
+    return Probe(
+        scores, labelled.classes, len(labelled.train), len(labelled.test), shared, overlap,
+        labelled.numbers, labelled.notes,
+    )  # fmt: skip
 
 
 def _sources(

@@ -7,15 +7,20 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from savimae.batches import Plan
-from savimae.checkpoint import last_checkpoint, read_training_checkpoint, remove_temporary
-from savimae.config import CONFIG, record_config
+from savimae.checkpoint import (
+    is_plain_data,
+    last_checkpoint,
+    read_training_checkpoint,
+    remove_temporary,
+)
+from savimae.config import CONFIG, check_config, record_config
 from savimae.cores import available_cores
 from savimae.devices import PRECISIONS, check_compiler, choose_device, choose_precision
 from savimae.distributed import World, find_world, joined
@@ -23,6 +28,7 @@ from savimae.errors import SavimaeError, UsageError, shown
 from savimae.files import read_json, refuse_file
 from savimae.kernels.patches import compile_kernels
 from savimae.lists import Video
+from savimae.lock import sole_writer
 from savimae.loop import Loop, LoopConfig, SaveEvery, StopSignals, Task, versions
 from savimae.progress import duration
 from savimae.runs import check_tensorboard
@@ -68,6 +74,10 @@ class RunConfig:
     default_base_lr: ClassVar[float] = 1.5e-4  # per 256 clips of the effective batch
     default_min_lr: ClassVar[float] = 1e-5
     longest_warmup: ClassVar[float] = 40  # epochs
+    # What may be done with a checkpoint of other settings.
+    advice: ClassVar[str] = (
+        "To start from its weights only, choose another --out and give it to --init"
+    )
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "keep", "log_every"):
@@ -167,11 +177,7 @@ def set_up(config: RunConfig, world: World, n_samples: int) -> Setup:
         check_tensorboard()
     if config.compile and device.type == "cpu":
         check_compiler()
-    try:
-        plan = Plan(n_samples, config.batch_size, config.accumulate, world, config.seed)
-        schedule = config.schedule(plan)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    plan, schedule = _plan(config, world, n_samples)
     workers = config.workers
     if workers is None:
         workers = max(1, torch.get_num_threads() // 4)
@@ -179,17 +185,63 @@ def set_up(config: RunConfig, world: World, n_samples: int) -> Setup:
     return Setup(config, world, device, precision, workers, plan, schedule)
 
 
+def set_up_elsewhere(config: RunConfig, world: World, n_samples: int) -> Setup:
+    """What is known of a run that other machines will do; this one is not asked what it can do.
+
+    Raises:
+        UsageError: options that do not fit each other.
+    """
+    plan, schedule = _plan(config, world, n_samples)
+    return Setup(config, world, torch.device("cpu"), _begun_with(config), 0, plan, schedule)
+
+
+def _plan(config: RunConfig, world: World, n_samples: int) -> tuple[Plan, Schedule]:
+    try:
+        plan = Plan(n_samples, config.batch_size, config.accumulate, world, config.seed)
+        return plan, config.schedule(plan)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_run(setup: Setup, job: Job[AnyTask], unknown: Collection[str] = ()) -> bool:
+    """Raise what `run` would raise before its first step; nothing is written, no model is made.
+
+    Args:
+        setup: of `set_up_elsewhere`.
+        unknown: settings that only the job itself will know.
+
+    Returns:
+        Whether the run goes on from a checkpoint.
+
+    Raises:
+        UsageError: the run's folder is of another run, or a file.
+        SavimaeError: a checkpoint or config.json that cannot be read.
+    """
+    config, settings = setup.config, job.settings
+    if setup.precision not in PRECISIONS:  # the machines of the run decide
+        unknown = {*unknown, "precision"}
+    refuse_file(config.out)
+    content = _checkpoint_to_resume(config, settings, unknown, mapped=True)
+    if not _may_begin_again(config.out, settings):
+        check_config(config.out, settings, unknown)
+    return content is not None
+
+
 def run(setup: Setup, job: Job[AnyTask]) -> int:
     """Run a job to its end or to a signal; returns the exit code, 0 or `errors.EXIT_STOPPED`.
 
     Raises:
-        UsageError: the run's folder is of another run.
-        SavimaeError: a checkpoint that cannot be read, a loss that is not finite, a process that
-            is gone, or what the task raises.
+        UsageError: the run's folder is of another run, or a file.
+        SavimaeError: another process writes into the folder, a checkpoint that cannot be read, a
+            loss that is not finite, a process that is gone, or what the task raises.
     """
     config, world = setup.config, setup.world
     # Signals end the process at once until it has met the others: there is nothing to save yet.
-    with joined(world, setup.device), StopSignals() as signals:
+    with (
+        joined(world, setup.device),
+        StopSignals() as signals,
+        _writing(config.out, world, signals) as check_writer,
+    ):
         # Everything that all processes check by themselves has passed; from here the first leads.
         if world.is_main:
             content = _checkpoint_to_resume(config, job.settings)
@@ -211,10 +263,16 @@ def run(setup: Setup, job: Job[AnyTask]) -> int:
         )  # fmt: skip
         loop = Loop(
             task, job.make_optimizer(task), setup.plan, setup.schedule, loop_config,
-            job.settings, job.model_config,
+            job.settings, job.model_config, check_writer,
         )  # fmt: skip
         if content is not None:
-            loop.restore(content)
+            try:
+                loop.restore(content)
+            except SavimaeError as error:
+                last = (
+                    config.resume if config.resume != RESUME_AUTO else last_checkpoint(config.out)
+                )
+                raise SavimaeError(f"{shown(last or config.out)}: {error}") from error
         world.share_state(task.model)
         if loop.is_done:
             if world.is_main:
@@ -226,6 +284,22 @@ def run(setup: Setup, job: Job[AnyTask]) -> int:
         if world.is_main and code == 0:
             print(f"{shown(config.out)}: {loop.total_steps} steps done")
         return code
+
+
+@contextlib.contextmanager
+def _writing(run: str, world: World, signals: StopSignals) -> Iterator[Callable[[], None]]:
+    """The first process writes for all, and no other one may. Gives what raises once one does.
+
+    Raises:
+        UsageError: `run` is a file.
+        SavimaeError: another process writes into it.
+    """
+    if not world.is_main:
+        yield lambda: None
+        return
+    refuse_file(run)
+    with sole_writer(run, on_loss=signals.stop_unsaved) as writer:
+        yield writer.check
 
 
 def names_digest(videos: Sequence[Video]) -> str:
@@ -320,8 +394,14 @@ def _begun_with(config: RunConfig) -> str:
     return config.precision
 
 
-def _checkpoint_to_resume(config: RunConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _checkpoint_to_resume(
+    config: RunConfig, settings: dict[str, Any], unknown: Collection[str] = (), mapped: bool = False
+) -> dict[str, Any] | None:
     """The checkpoint to go on from, if there is one.
+
+    Args:
+        unknown: settings that are not compared.
+        mapped: see `checkpoint.read_file`.
 
     Raises:
         UsageError: it is of a run with other settings; or --resume never, and there is one.
@@ -341,17 +421,24 @@ def _checkpoint_to_resume(config: RunConfig, settings: dict[str, Any]) -> dict[s
             raise UsageError(f"{shown(config.resume)}: a folder without checkpoints of a run")
     if path is None:
         return None
-    content = read_training_checkpoint(path)
+    content = read_training_checkpoint(path, mapped)
     recorded = content["settings"]
+    if not isinstance(recorded, dict) or not is_plain_data(recorded):
+        raise SavimaeError(f"{shown(path)}: its settings are not those of a run; delete it")
+    if recorded.get("output") != settings["output"]:
+        raise UsageError(
+            f"{shown(path)} is of another kind of run: output is {recorded.get('output')!r} there "
+            f"and {settings['output']!r} here; choose another --out"
+        )
     differing = [
         f"{key} is {recorded.get(key)!r} there and {settings.get(key)!r} here"
-        for key in sorted(settings.keys() | recorded.keys())
+        for key in sorted((settings.keys() | recorded.keys()) - set(unknown))
         if settings.get(key) != recorded.get(key)
     ]
     if differing:
         raise UsageError(
-            f"{shown(path)} is of a run with other settings: {'; '.join(differing)}. To start from "
-            "its weights only, choose another --out and give it to --init"
+            f"{shown(path)} is of a run with other settings: {'; '.join(differing)}. "
+            f"{config.advice}"
         )
     return content
 
@@ -360,12 +447,18 @@ def _record(run: str, settings: dict[str, Any]) -> None:
     """Write config.json, or refuse a folder that holds another run or something else.
 
     Raises:
-        UsageError, SavimaeError: as `record_config`; or `run` is a file.
+        UsageError, SavimaeError: as `record_config`.
     """
-    refuse_file(run)
-    path = os.path.join(run, CONFIG)
-    if last_checkpoint(run) is None:  # a run that failed before it saved anything: begin again
-        with contextlib.suppress(OSError, ValueError):
-            if read_json(path).get("output") == settings["output"]:
-                os.unlink(path)
+    if _may_begin_again(run, settings):
+        os.unlink(os.path.join(run, CONFIG))
     record_config(run, settings)
+
+
+def _may_begin_again(run: str, settings: dict[str, Any]) -> bool:
+    """Whether a run of this kind is noted in the folder that failed before it saved anything."""
+    if last_checkpoint(run) is not None:
+        return False
+    try:
+        return bool(read_json(os.path.join(run, CONFIG)).get("output") == settings["output"])
+    except (OSError, ValueError):  # none, or a broken one, which is reported where it is compared
+        return False

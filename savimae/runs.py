@@ -8,12 +8,13 @@ hold `step`, `epoch`, `loss`, `lr`, `grad_norm`, `clips_per_s`, `data_wait_share
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
 from savimae.config import CONFIG
 from savimae.errors import SavimaeError, UsageError, one_line, shown
-from savimae.files import atomic_file, read_json
+from savimae.files import atomic_file, parse_json, read_json
 from savimae.tables import table
 
 LOG = "log.jsonl"
@@ -90,13 +91,41 @@ def read_lines(run: str) -> list[dict[str, Any]]:
     lines = []
     for number, text in enumerate(texts[:-1], 1):  # whole lines end in a line break
         try:
-            line = json.loads(text)
+            line = parse_json(text)
         except ValueError:
             line = None
-        if not isinstance(line, dict):
-            raise SavimaeError(f"{shown(path)}:{number}: not a line of a savimae log")
+        if not (isinstance(line, dict) and _is_line(line)):
+            raise SavimaeError(
+                f"{shown(path)}:{number}: not a line of a savimae log; mend or remove this line"
+            )
         lines.append(line)
     return lines
+
+
+# Numbers that lines hold where they hold anything; those of a step and of a test, always.
+_NUMBERS = frozenset((
+    "step", "epoch", "loss", "loss_salient", "loss_other", "train_top1", "test_top1", "test_top5",
+    "lr", "grad_norm", "visible_tokens", "clips_per_s", "data_wait_share", "gflop_per_s",
+    "memory_gib", "time", "total_steps", "processes",
+))  # fmt: skip
+_OF_STEP = ("step", "epoch", "loss", "lr")
+_OF_TEST = ("step", "test_top1", "test_top5")
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    """Whether what stands in this line can be compared, drawn and counted."""
+    needed = [*(_OF_STEP if "loss" in line else ()), *(_OF_TEST if "test_top1" in line else ())]
+    return all(
+        _is_number(line[key]) for key in line if key in _NUMBERS and line[key] is not None
+    ) and (all(_is_number(line.get(key)) for key in needed))
+
+
+def _is_number(value: Any) -> bool:
+    """A finite one that a float can hold."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def read_log(run: str) -> list[dict[str, Any]]:
@@ -107,6 +136,10 @@ def read_log(run: str) -> list[dict[str, Any]]:
         SavimaeError: a log that cannot be read, or that has no step yet.
     """
     path = os.path.join(run, LOG)
+    if os.path.isfile(run):
+        owner = os.path.normpath(os.path.join(run, os.pardir, os.pardir))  # RUN/checkpoints/FILE
+        which = shown(owner) if os.path.isfile(os.path.join(owner, LOG)) else "its --out"
+        raise UsageError(f"{shown(run)}: a file; name the folder of its run ({which})")
     if not os.path.isfile(path):
         raise UsageError(f"{shown(run)}: no {LOG} in it; name the folder of a run (its --out)")
     steps = [line for line in read_lines(run) if "loss" in line]
@@ -174,6 +207,6 @@ def compare_runs(runs: list[str]) -> str:
     for key in keys:
         values = [each.get(key) for each in settings]
         if any(value != values[0] for value in values):
-            cells = ["-" if value is None else str(value) for value in values]
-            rows.append([key, *cells])
+            cells = ["-" if value is None else shown(str(value)) for value in values]
+            rows.append([shown(key), *cells])
     return table(rows)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 
@@ -16,6 +17,11 @@ from savimae.files import atomic_file, read_json, write_json
 from savimae.slurm import Job
 
 FOLDER = "slurm"
+# What Slurm's commands say where they find no configuration, and where nobody answers.
+NOT_SET_UP = ("Could not establish a configuration source", "Unable to process configuration file")
+SILENT = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted")
+USE = "use a machine of the cluster, or write the script with --output and take it there"
+MAX_SHARDS = 4_000_001  # Slurm's greatest MaxArraySize
 TIMEOUT_S = 120  # of a command of Slurm, whose controller may be busy
 
 
@@ -91,13 +97,37 @@ def read_record(output: str, kind: str) -> Record | None:
     """
     path = os.path.join(slurm_folder(output), f"{kind}.json")
     try:
-        return Record(**read_json(path))
+        record = Record(**read_json(path))
+        _check(record)
+        return record
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
         raise SavimaeError(
             f"{shown(path)}: not what savimae notes of a job; write the script again"
         ) from error
+
+
+def _check(record: Record) -> None:
+    """Raises TypeError or ValueError for values that `write_script` does not write."""
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        is_needed = field.default is dataclasses.MISSING
+        if value is None and not is_needed:
+            continue
+        if field.name in ("shards", "throttle", "limit"):
+            if (
+                type(value) is not int
+                or value < 1
+                or (field.name == "shards" and value > MAX_SHARDS)
+            ):
+                raise ValueError(f"{field.name} is {value!r}")
+        elif not isinstance(value, str):
+            raise TypeError(f"{field.name} is {value!r}")
+        else:
+            os.fsencode(value)
+            if "\0" in value:
+                raise ValueError(f"{field.name} holds a NUL byte")
 
 
 # ------------------------------------------------------------------------------- submission
@@ -108,8 +138,23 @@ class Step:
     """A script to submit, and how it waits for the one before: afterany, afterok, or not."""
 
     path: str
-    name: str
     after: str | None = None
+
+
+def check_submission(names: Sequence[str]) -> None:
+    """Look whether jobs of these names can be submitted, before anything is written.
+
+    Raises:
+        UsageError: one of them is in the queue already.
+        SavimaeError: there is no Slurm here, or it does not answer.
+    """
+    if shutil.which("sbatch") is None:
+        raise _absent("sbatch")
+    for entry in queue(names):
+        raise UsageError(
+            f"job {entry.job_id} does the same and is in the queue ({entry.state.lower()}); wait "
+            f"for it, or end it with `scancel {entry.job_id}`"
+        )
 
 
 def submit(steps: Sequence[Step]) -> list[str]:
@@ -119,14 +164,8 @@ def submit(steps: Sequence[Step]) -> list[str]:
         Their job ids.
 
     Raises:
-        UsageError: the same job is in the queue already.
         SavimaeError: Slurm refuses one.
     """
-    for entry in queue([step.name for step in steps]):
-        raise UsageError(
-            f"job {entry.job_id} does the same and is in the queue ({entry.state.lower()}); wait "
-            f"for it, or end it with `scancel {entry.job_id}`"
-        )
     for step in steps:
         _run("sbatch", "--test-only", step.path)
     ids: list[str] = []
@@ -181,17 +220,27 @@ def _run(*command: str) -> str:
             errors="backslashreplace",
         )  # fmt: skip
     except FileNotFoundError:
-        raise SavimaeError(
-            f"there is no {command[0]} here: submit from a machine of the cluster, or write the "
-            "script with --output and take it there"
-        ) from None
+        raise _absent(command[0]) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SavimaeError(f"{command[0]} does not answer ({one_line(error)})") from error
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())
+        if any(each in words for each in NOT_SET_UP):
+            raise SavimaeError(
+                f"Slurm is not set up on this machine, which has no slurm.conf: {USE}"
+            )
+        if any(each in words for each in SILENT):
+            raise SavimaeError(
+                f"Slurm's controller does not answer {command[0]}: try again later; "
+                "`scontrol ping` says whether it is up"
+            )
         about = f" for {shown(command[-1])}" if os.path.isabs(command[-1]) else ""
         raise SavimaeError(f"{command[0]} fails{about}: {shown(words)}")
     return done.stdout
+
+
+def _absent(command: str) -> SavimaeError:
+    return SavimaeError(f"there is no {command} here: {USE}")
 
 
 # ------------------------------------------------------------------------------------ queue

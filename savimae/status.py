@@ -7,7 +7,6 @@ folder that it makes (`slurm.job_name`), so scripts that were submitted by hand 
 from __future__ import annotations
 
 import collections
-import json
 import os
 import pathlib
 import time
@@ -15,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from savimae.config import CONFIG, SaliencyConfig
 from savimae.errors import SavimaeError, UsageError, shown
-from savimae.files import read_json
-from savimae.lists import Video, find_videos
+from savimae.files import parse_json, read_json
+from savimae.lists import Video, distinct_videos, find_videos
 from savimae.preprocess import ArrayJob, Survey, deal, survey
 from savimae.progress import duration
 from savimae.runs import LOG, read_lines, read_settings
@@ -62,11 +61,11 @@ def _array_status(output: str, record: Record, resubmit: bool) -> list[str]:
     if record.source is None or record.shards is None:
         raise SavimaeError(f"{shown(output)}: its note of a job is not of an array")
     found = find_videos(record.source, record.root)
-    videos = found.videos[: record.limit]
+    videos = distinct_videos(found.videos)[: record.limit]
     looked = _survey(output, videos)
     shards = dict(zip((video.name for video in videos), deal(videos, record.shards), strict=True))
     missing_parts = sorted({shards[video.name] for video in looked.missing})
-    entries, queue_line = _queue([record.name])
+    entries, queue_line = _queue([record.name], resubmit)
     busy = {entry.part for entry in entries}
     reasons = dict(_failures(output))
     failed = [video for video in looked.missing if video.path in reasons]
@@ -127,8 +126,8 @@ def _failures(output: str) -> Iterator[tuple[str, str]]:
         with open(path, "rb") as file:
             for line in file:
                 try:
-                    entry = json.loads(line)
-                    yield entry["path"], entry["reason"]
+                    entry = parse_json(line)
+                    yield str(entry["path"]), shown(str(entry["reason"]))
                 except (ValueError, KeyError, TypeError):  # a line that is being written
                     continue
 
@@ -163,26 +162,34 @@ def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
     starts = [line for line in log if line.get("event") == "start"]
     steps = [line for line in log if "loss" in line]
     is_done = False
+    total = step = 0
+    effective: int | None = None
     if starts:
         settings = read_settings(run)
-        total, effective = starts[-1]["total_steps"], settings["effective_batch"]
+        total, effective = starts[-1].get("total_steps", 0), settings.get("effective_batch")
+        if type(total) is not int or total < 1 or type(effective) is not int:
+            raise SavimaeError(f"{shown(run)}: its {LOG} or {CONFIG} is not of a training")
         step = steps[-1]["step"] if steps else 0
         is_done = step == total
-        if is_done and settings["output"] == "classifier":
+        if is_done and settings.get("output") == "classifier":
             is_done = os.path.exists(os.path.join(run, RESULT))
         lines.append(f"  done     {step} of {total} steps ({step / total:.1%})")
-        lines.append(f"  started  {len(starts)} times, on {starts[-1]['processes']} processes last")
+        lines.append(
+            f"  started  {len(starts)} times, on {starts[-1].get('processes')} processes last"
+        )
     else:
         lines.append("  done     nothing yet")
     kinds = ("check", *TRAINING)
-    entries, queue_line = _queue([job_name(kind, run) for kind in kinds])
+    entries, queue_line = _queue([job_name(kind, run) for kind in kinds], resubmit)
     if steps:
         last = steps[-1]
         lines.append(f"  loss     {last['loss']:.4f}, learning rate {last['lr']:.3g}")
-        rate = f"{last['clips_per_s']:.2f} clips/s, written {_ago(last['time'])}"
-        if not is_done and entries:
-            rate += f"; about {duration((total - step) * effective / last['clips_per_s'])} left"
-        lines.append(f"  rate     {rate}")
+        clips_per_s, written = last.get("clips_per_s"), last.get("time")
+        if clips_per_s and written is not None:
+            rate = f"{clips_per_s:.2f} clips/s, written {_ago(written)}"
+            if starts and effective and not is_done and entries:
+                rate += f"; about {duration((total - step) * effective / clips_per_s)} left"
+            lines.append(f"  rate     {rate}")
     tests = [line for line in log if "test_top1" in line]
     if tests:
         last = tests[-1]
@@ -223,11 +230,17 @@ def _run_status(run: str, record: Record | None, resubmit: bool) -> list[str]:
 # ------------------------------------------------------------------------------------- parts
 
 
-def _queue(names: Sequence[str]) -> tuple[list[Entry], str]:
-    """What waits or runs under these names, and that in words."""
+def _queue(names: Sequence[str], must_know: bool) -> tuple[list[Entry], str]:
+    """What waits or runs under these names, and that in words.
+
+    Raises:
+        SavimaeError: Slurm does not answer, and `must_know`: what it has would be submitted twice.
+    """
     try:
         entries = queue(names)
     except SavimaeError as error:
+        if must_know:
+            raise
         return [], f"not asked: {error}"
     if not entries:
         return [], "nothing waits or runs"

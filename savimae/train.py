@@ -5,7 +5,9 @@ Legend: B clips, T frames, S input size, N tokens of a clip. Masks: True = maske
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -16,21 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from savimae.arrays import array_path
+from savimae.arrays import cut_words, find_cut
+from savimae.checkpoint import last_checkpoint
 from savimae.clips import Clip, ClipConfig, ClipReader
 from savimae.config import CONFIG, SaliencyConfig
 from savimae.convert import check_parameters, load_weights
 from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError, shown
 from savimae.files import read_json
-from savimae.lists import Video, VideoList, find_videos
+from savimae.lists import Video, VideoList, distinct_videos, find_videos
 from savimae.loop import Loop, PlainTask, make_optimizer
-from savimae.masking import MaskSpec, draw_masks
-from savimae.model import VideoMAE, VideoMAEConfig, model_config, step_flops
+from savimae.masking import MaskSpec, draw_decoded, draw_masks, refuse_idle_ratios
+from savimae.model import (
+    PUBLISHED,
+    VideoMAE,
+    VideoMAEConfig,
+    describe,
+    model_config,
+    step_flops,
+)
 from savimae.randomness import REPLACEMENT, sample_keys, uniform
 from savimae.run import (
+    RESUME_AUTO,
     RunConfig,
     Setup,
+    check_run,
     common_settings,
     named_process,
     names_digest,
@@ -38,10 +50,12 @@ from savimae.run import (
     print_steps,
     run,
     set_up,
+    set_up_elsewhere,
 )
 from savimae.video import VideoError
 
 BAD_VIDEO_POLICIES = ("stop", "skip")
+DEFAULT_MODEL = "base"
 MAX_REPLACEMENTS = 20  # videos that may fail one after the other
 
 
@@ -52,20 +66,22 @@ class TrainConfig(RunConfig):
     saliency_root: str | None = None
     saliency_threshold: float | None = None  # where it is computed from the clips; None: 0.5
 
-    model: str = "base"
     init: str | None = None  # weights to start from
-    decoder_depth: int = 4
-    tubelet_size: int = 2
-    patch_size: int | None = None  # None: what the model's name says, else 16
-    input_size: int | None = None  # None: what the model's name says, else 224
+    # Of the shape, None is what the weights to start from have; without them, what the model's name
+    # says, else the defaults of VideoMAEConfig.
+    model: str | None = None  # None without weights: base
+    decoder_depth: int | None = None
+    tubelet_size: int | None = None
+    patch_size: int | None = None
+    input_size: int | None = None
+    num_frames: int | None = None
 
     mask_type: str = "savi"
-    mask_ratio: float = 0.9
-    salient_mask_ratio: float = 0.85
-    nonsalient_mask_ratio: float = 0.95
+    mask_ratio: float | None = None  # of tube and random masks; None: 0.9
+    salient_mask_ratio: float | None = None  # of savi and savi-tube masks; None: 0.85
+    nonsalient_mask_ratio: float | None = None  # None: 0.95
     decoder_mask_ratio: float = 0.0
 
-    num_frames: int = 16
     sampling_rate: int = 4
     augment: str = "none"
     hflip: bool = False
@@ -76,6 +92,9 @@ class TrainConfig(RunConfig):
         if self.on_bad_video not in BAD_VIDEO_POLICIES:
             known = ", ".join(BAD_VIDEO_POLICIES)
             raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
+        refuse_idle_ratios(
+            self.mask_type, self.mask_ratio, self.salient_mask_ratio, self.nonsalient_mask_ratio
+        )
         if self.saliency_threshold is not None and self.saliency_root and self.augment == "none":
             raise ValueError(
                 "--saliency-threshold is for saliency that is computed from the clips; the arrays "
@@ -83,30 +102,83 @@ class TrainConfig(RunConfig):
             )
 
     def of_model(self) -> VideoMAEConfig:
-        """Shape of the model. Raises ValueError for a shape that cannot be."""
-        given = {"image_size": self.input_size, "patch_size": self.patch_size}
-        return model_config(
-            self.model,
-            **{name: value for name, value in given.items() if value is not None},
-            num_frames=self.num_frames,
-            tubelet_size=self.tubelet_size,
-            decoder_depth=self.decoder_depth,
-            decoder_mask_ratio=self.decoder_mask_ratio,
-            checkpoint_activations=self.checkpoint_activations,
-        )
+        """Shape of the model.
+
+        Raises:
+            ValueError: a shape that cannot be, or not that of the weights to start from.
+            SavimaeError: these cannot be read.
+        """
+        options = {
+            "image_size": self.input_size,
+            "patch_size": self.patch_size,
+            "num_frames": self.num_frames,
+            "tubelet_size": self.tubelet_size,
+            "decoder_depth": self.decoder_depth,
+        }
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        if self._start is not None and self.model is not None:
+            named = model_config(self.model)
+            if describe(named) != describe(self._start):
+                raise ValueError(
+                    f"{shown(self.init or '')}: is {describe(self._start)}, --model is "
+                    f"{describe(named)}; leave --model out to go on with the former"
+                )
+            if self.model.startswith(PUBLISHED):
+                sizes = {"image_size": named.image_size, "patch_size": named.patch_size}
+                given = {**sizes, **given}
+        given["checkpoint_activations"] = self.checkpoint_activations
+        if self._start is None:
+            return model_config(self.model or DEFAULT_MODEL, **given)
+        # Parameters depend on these, but not on the size of the frames and their number.
+        for name in ("patch_size", "tubelet_size", "decoder_depth"):
+            value = getattr(self._start, name)
+            if given.get(name, value) != value:
+                raise ValueError(
+                    f"{name} is {given[name]}, that of {shown(self.init or '')} is {value}; leave "
+                    f"--{name.replace('_', '-')} out to go on with the latter"
+                )
+        norm_target = VideoMAEConfig.norm_target
+        return dataclasses.replace(self._start, **{"norm_target": norm_target, **given})
+
+    @functools.cached_property
+    def _start(self) -> VideoMAEConfig | None:
+        """Shape of the weights to start from; None without.
+
+        A run that goes on has its own recorded, and may outlive these weights.
+        """
+        if self.init is None:
+            return None
+        if self.resume == RESUME_AUTO and last_checkpoint(self.out) is not None:
+            # A broken config.json is reported where it is used.
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                recorded = read_json(os.path.join(self.out, CONFIG))
+                if recorded.get("init") == self.init:
+                    names = [field.name for field in dataclasses.fields(VideoMAEConfig)]
+                    return VideoMAEConfig(**{k: recorded[k] for k in names if k in recorded})
+        return load_weights(self.init).config
 
     def of_masks(self) -> MaskSpec:
         """Raises ValueError for an unknown type or a ratio out of range."""
         model = self.of_model()
+        given = {
+            "ratio": self.mask_ratio,
+            "salient_ratio": self.salient_mask_ratio,
+            "nonsalient_ratio": self.nonsalient_mask_ratio,
+        }
         return MaskSpec(
             self.mask_type, model.time_steps, model.grid_size,
-            self.mask_ratio, self.salient_mask_ratio, self.nonsalient_mask_ratio,
+            **{name: value for name, value in given.items() if value is not None},
+            decoder_ratio=self.decoder_mask_ratio,
         )  # fmt: skip
 
     def of_clips(self) -> ClipConfig:
         """Raises ValueError for an unknown augmentation or a size below 1."""
-        size = self.of_model().image_size
-        return ClipConfig(self.num_frames, self.sampling_rate, size, self.augment, self.hflip)
+        model = self.of_model()
+        return ClipConfig(
+            model.num_frames, self.sampling_rate, model.image_size, self.augment, self.hflip
+        )
 
     def of_saliency(self) -> SaliencyConfig:
         model = self.of_model()
@@ -198,11 +270,11 @@ class Pretraining(PlainTask):
         pixels = np.stack([sample.clip.pixels for sample in samples])
         salient = np.stack([sample.clip.saliency for sample in samples])
         keys = sample_keys(self.seed, epoch, np.array([sample.place for sample in samples]))
-        mask = torch.from_numpy(draw_masks(self.masks, keys, salient))
+        mask = draw_masks(self.masks, keys, salient)
         return Batch(
             torch.from_numpy(pixels).to(self.device),
-            mask.to(self.device),
-            self.model.decoded_tokens(mask).to(self.device),
+            torch.from_numpy(mask).to(self.device),
+            torch.from_numpy(draw_decoded(self.masks, keys, mask)).to(self.device),
             torch.from_numpy(salient).to(self.device),
             sum(sample.n_replaced for sample in samples),
         )
@@ -213,7 +285,7 @@ class Pretraining(PlainTask):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Sequence[float]]:
         """Sum of squared errors, and what `sum_names` says."""
-        output = self.model(batch.pixels, batch.mask)
+        output = self.model(batch.pixels, batch.mask, batch.decoded)
         salient = batch.salient[output.decoded]
         of_salient = float(output.token_losses[salient].sum(dtype=torch.float64))
         of_all = float(output.token_losses.sum(dtype=torch.float64))
@@ -252,32 +324,66 @@ def train(config: TrainConfig) -> int:
     with named_process() as world:
         found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
         setup = set_up(config, world, len(found.videos))
-        return run(setup, PretrainingJob(config, setup, found))
+        job = PretrainingJob(config, setup, found)
+        job.check_data()
+        return run(setup, job)
+
+
+def check_training(config: TrainConfig, world: World, source: str | None = None) -> None:
+    """Raise what `train` would raise before its first step, if other machines start it later.
+
+    Nothing is written, no model is made, and no video is opened.
+
+    Args:
+        world: its `size` is the number of processes.
+        source: the videos that the list `config.data` will be made of, where that list and the
+            arrays do not exist yet.
+
+    Raises:
+        UsageError, SavimaeError: as `train`.
+    """
+    found = find_videos(source or config.data, config.root, weigh=False)
+    setup = set_up_elsewhere(config, world, len(found.videos))
+    job = PretrainingJob(config, setup, found)
+    if source is None:
+        job.check_data()
+    # How many videos have arrays decides how long the warm-up is.
+    goes_on = check_run(setup, job, () if source is None else ("videos", "warmup_steps"))
+    if config.init is not None and not goes_on:
+        _initial_weights(config.init, job.shape)
 
 
 class PretrainingJob:
     """Pretraining as a job of `run`.
 
     Raises:
-        UsageError: options that do not fit each other or the data.
-        SavimaeError: data that cannot be read.
+        UsageError: options that do not fit each other.
     """
 
     def __init__(self, config: TrainConfig, setup: Setup, found: VideoList):
         self.config = config
         self.setup = setup
+        self.found = found
         self.videos = found.videos
         try:
             self.masks, self.shape = config.of_masks(), config.of_model()
-            self.reader = ClipReader(
-                config.of_clips(), config.of_saliency(), self.shape.tubelet_size,
-                config.saliency_root,
-            )  # fmt: skip
+            clips, saliency = config.of_clips(), config.of_saliency()
         except ValueError as error:
             raise UsageError(str(error)) from None
-        _report_unreadable(found, config.on_bad_video, setup.world)
+        # Crops move the grid of the arrays: none is read.
+        root = config.saliency_root if clips.augment == "none" else None
+        self.reader = ClipReader(clips, saliency, self.shape.tubelet_size, root)
+
+    def check_data(self) -> None:
+        """Look whether all videos could be listed and have their arrays, and how those are called.
+
+        Raises:
+            UsageError: the arrays are of other sizes.
+            SavimaeError: something is missing.
+        """
+        _report_unreadable(self.found, self.config.on_bad_video, self.setup.world)
         if self.reader.saliency_root is not None:
-            check_arrays(found.videos, self.reader.saliency_root, self.shape)
+            self.reader.array_cut = check_arrays(self.videos, self.reader.saliency_root, self.shape)
 
     @property
     def model_config(self) -> dict[str, Any]:
@@ -300,6 +406,9 @@ class PretrainingJob:
             "augment": config.augment,
             "hflip": config.hflip,
             **shape,
+            "decoder_mask_ratio": masks.decoder_ratio,
+            # Runs from before starts were drawn never decoded half of the tokens: not to be mixed.
+            **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
             "init": config.init,
             **common_settings(self.setup),
         }
@@ -329,11 +438,15 @@ class PretrainingJob:
             self.setup,
             f"clips of {shape.num_frames} frames, {config.sampling_rate} apart, "
             f"{shape.image_size}x{shape.image_size}",
-            f"{config.model}: {n_parameters:.2f} M parameters, {shape.n_tokens} tokens a clip",
+            f"{config.model or describe(shape)}: {n_parameters:.2f} M parameters, "
+            f"{shape.n_tokens} tokens a clip",
         )
         source = f"arrays of {shown(config.saliency_root)}" if config.saliency_root else "the clips"
         if config.saliency_root and self.reader.saliency_root is None:
             source = "the cropped clips (crops move the grid of the arrays)"
+        if self.reader.saliency_root is not None and self.reader.array_cut:
+            name = self.videos[0].name
+            print(cut_words(self.reader.saliency_root, name, self.reader.array_cut))
         visible, seconds_a_clip = _try_clips(loop, task, self.setup.precision)
         print(
             f"{config.mask_type} masks, saliency from {source}: about {visible:.0f} of "
@@ -358,17 +471,16 @@ def _report_unreadable(found: VideoList, policy: str, world: World) -> None:
             print(f"left out: {shown(path)}: {reason}", file=sys.stderr, flush=True)
 
 
-def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> None:
+def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> int:
     """Every video has an array, made with the model's sizes. Looks at names only, not into files.
 
+    Returns:
+        How the arrays are called, as `find_cut`.
+
     Raises:
-        UsageError: the arrays are of other sizes.
+        UsageError: no such folder, the arrays are of other sizes, or two videos would share one.
         SavimaeError: some are missing.
     """
-    if not os.path.isdir(root):
-        raise UsageError(
-            f"{shown(root)}: no such folder of arrays; make it with `savimae preprocess`"
-        )
     try:
         recorded = read_json(os.path.join(root, CONFIG))
     except (OSError, ValueError):  # arrays of another tool
@@ -379,27 +491,19 @@ def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> N
                 f"{shown(root)} was made with {name} {recorded[name]}, the model wants {wanted}; "
                 "preprocess with the model's sizes, or leave --saliency-root out"
             )
-    listings: dict[str, set[str]] = {}
-    missing = []
-    for video in videos:
-        folder, name = os.path.split(array_path(root, video.name))
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in listings[folder]:
-            missing.append(video)
-    if missing:
-        raise SavimaeError(
-            f"{shown(array_path(root, missing[0].name))}: no such array "
-            f"({len(missing)} of {len(videos)} are missing); run `savimae preprocess` on the data "
-            "again, or train on the list that its --list writes"
-        )
+    distinct_videos(videos)
+    return find_cut(root, [video.name for video in videos])
 
 
 def _initialize_from(model: VideoMAE, path: str) -> None:
     """Start from weights of any layout that `convert` knows; their shape must be the model's."""
+    model.load_state_dict(_initial_weights(path, model.config))
+
+
+def _initial_weights(path: str, shape: VideoMAEConfig) -> dict[str, Tensor]:
     weights = load_weights(path)
-    check_parameters(path, weights.state, model.config)
-    model.load_state_dict(weights.state)
+    check_parameters(path, weights.state, shape)
+    return weights.state
 
 
 def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, float]:

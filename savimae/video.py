@@ -13,8 +13,10 @@ import contextlib
 import ctypes
 import errno
 import itertools
+import mmap
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -30,6 +32,10 @@ from savimae.files import atomic_file
 from savimae.frame_times import read_frame_times
 from savimae.kernels.luma import luma
 
+# What Pillow warns of in a damaged frame comes without the frame's name.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+FORMATS = ("JPEG", "PNG")
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
 VIDEO_EXTENSIONS = frozenset(
     (".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
@@ -37,6 +43,7 @@ VIDEO_EXTENSIONS = frozenset(
 )  # fmt: skip
 FRAME_NAME = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # img_00012.jpg: "img_" and 12
 RGB_FRAMES_PREFIX = "img_"  # what tools that also write optical flow call the RGB frames
+MAX_PIXELS = 2**27  # of a frame: 16K video; FFmpeg would allocate 16 times as many
 REORDERED_FRAMES = 16  # the most by which a codec's decoding and display orders differ (H.264)
 
 
@@ -177,7 +184,8 @@ class FrameFolder:
 def _opened_image(path: str) -> Iterator[Image.Image]:
     """A decoded image; whatever Pillow raises becomes a VideoError that names the frame."""
     try:
-        with Image.open(path) as image:
+        # Of other formats in disguise some start programs, and all are decoders more to attack.
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             yield image
     except PermissionError:
@@ -244,7 +252,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 def _pillow_reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that can be decoded"
+        return "not a JPEG or PNG image that can be decoded"
     return one_line(error)
 
 
@@ -386,13 +394,17 @@ class VideoFile:
             stream = container.streams.best("video")
             if not isinstance(stream, VideoStream):
                 raise VideoError("no video stream in this file")
+            if stream.codec_context is None:  # a codec that FFmpeg does not know
+                raise VideoError("its video stream is of no known codec")
             # One thread a video: several videos are decoded side by side.
             stream.codec_context.thread_count = 1
             # "explode": report every error in the bitstream instead of painting over it.
-            stream.codec_context.options = {"err_detect": "explode"}
+            stream.codec_context.options = {
+                "err_detect": "explode", "max_pixels": str(MAX_PIXELS),
+            }  # fmt: skip
             self.expected_frames = stream.frames or _frames_of_duration(container, stream)
             self.frames_per_s = float(stream.average_rate) if stream.average_rate else None
-            _check_matroska_length(container, self.path)
+            _check_matroska(container, self.path)
             yield container, stream
 
     def _decode(
@@ -446,32 +458,76 @@ def _ffmpeg_reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or type(error).__name__).lower()
 
 
-def _check_matroska_length(container: av.container.InputContainer, path: str) -> None:
-    """FFmpeg ends a truncated Matroska or WebM file without an error; its segment's size tells."""
+# Elements of Matroska (RFC 9559) that a segment and a cluster may hold, and those that hold others.
+_SEGMENT, _CLUSTER, _BLOCK_GROUP = 0x18538067, 0x1F43B675, 0xA0
+_ANYWHERE = frozenset((0xEC, 0xBF))  # void, checksum
+_BEFORE_SEGMENT = _ANYWHERE | {0x1A45DFA3}
+_OF_SEGMENT = _ANYWHERE | {
+    0x114D9B74, 0x1549A966, _CLUSTER, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367,
+}  # fmt: skip
+_OF_CLUSTER = _ANYWHERE | {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, _BLOCK_GROUP, 0xAF}
+_OF_BLOCK_GROUP = _ANYWHERE | {0xA1, 0xA2, 0x75A1, 0x9B, 0xFA, 0xFB, 0xFD, 0xA4, 0x75A2, 0x8E, 0xC8}
+_CHILDREN = {_SEGMENT: _OF_SEGMENT, _CLUSTER: _OF_CLUSTER, _BLOCK_GROUP: _OF_BLOCK_GROUP}
+
+
+def _check_matroska(container: av.container.InputContainer, path: str) -> None:
+    """Refuse a Matroska or WebM file that is truncated, or whose blocks do not follow each other.
+
+    FFmpeg ends a truncated one without an error, and searches for the next block or cluster behind
+    what it cannot read: frames would be missing, and all later ones shifted.
+    """
     if "matroska" not in container.format.name:
         return
-    with open(path, "rb") as file:
-        head = file.read(4096)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        name, end, position = _element(content, 0)
+        while end is not None and name in _BEFORE_SEGMENT:
+            name, end, position = _element(content, end)
+        if name != _SEGMENT:
+            raise VideoError("damaged: the segment of Matroska does not follow its header")
+        if end is not None and end > len(content):
+            raise VideoError(f"truncated: {len(content)} bytes of {end} are there")
+        has_frames = False
+        open_elements = [(_SEGMENT, len(content) if end is None else end)]
+        while open_elements:
+            parent, parent_end = open_elements[-1]
+            if position >= parent_end:
+                open_elements.pop()
+                continue
+            name, end, inside = _element(content, position)
+            # An element of unknown size ends where one begins that cannot be in it.
+            if parent == _CLUSTER and name in _OF_SEGMENT - _ANYWHERE:
+                open_elements.pop()
+                continue
+            if name not in _CHILDREN[parent] or (end is not None and end > parent_end):
+                raise VideoError(f"damaged at byte {position}: no element of Matroska is there")
+            has_frames |= name == _CLUSTER
+            if name in _CHILDREN:
+                open_elements.append((name, parent_end if end is None else end))
+                position = inside
+            elif end is None:
+                raise VideoError(f"damaged at byte {position}: an element without an end")
+            else:
+                position = end
+        if not has_frames:
+            raise VideoError("damaged: the segment of Matroska ends before its first cluster")
 
-    def size_at(position: int) -> tuple[int | None, int]:
-        """EBML variable-length size at `position` -> (size, None if unknown; bytes it takes)."""
-        length = 9 - head[position].bit_length()
-        value = int.from_bytes(head[position : position + length], "big")
-        value &= (1 << 7 * length) - 1
-        return (None if value == (1 << 7 * length) - 1 else value), length
 
-    try:
-        header_size, length = size_at(4)  # after the 4-byte id of the EBML header
-        segment = 4 + length + (header_size or 0)
-        if head[segment : segment + 4] != b"\x18\x53\x80\x67":
-            return
-        segment_size, length = size_at(segment + 4)
-    except IndexError:
-        return
-    if segment_size is not None:
-        whole = segment + 4 + length + segment_size
-        if os.path.getsize(path) < whole:
-            raise VideoError(f"truncated: {os.path.getsize(path)} bytes of {whole} are there")
+def _element(content: mmap.mmap, position: int) -> tuple[int, int | None, int]:
+    """Id of the EBML element at `position`, its end (None if unknown), where its content begins.
+
+    An id of 0 where there is none.
+    """
+    head = content[position : position + 12]
+    n_id = 9 - head[0].bit_length() if head else 9
+    if n_id > 4 or len(head) <= n_id:
+        return 0, None, position
+    n_size = 9 - head[n_id].bit_length()
+    if n_size > 8 or len(head) < n_id + n_size:
+        return 0, None, position
+    largest = (1 << 7 * n_size) - 1
+    size = int.from_bytes(head[n_id : n_id + n_size], "big") & largest
+    inside = position + n_id + n_size
+    return int.from_bytes(head[:n_id], "big"), None if size == largest else inside + size, inside
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

@@ -14,6 +14,8 @@ import pytest
 # Workers of the tests are short-lived: progress bars and thread pools would only be noise.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+TRANSFORMERS = "SAVIMAE_TEST_TRANSFORMERS"  # folders, as in PATH
+
 
 def _folder(variable: str, what: str) -> Path:
     value = os.environ.get(variable)
@@ -34,6 +36,26 @@ def clips() -> Path:
 def golden() -> Path:
     """Numbers computed with the published systems."""
     return _folder("SAVIMAE_TEST_GOLDEN", "reference numbers")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests that ask for `transformers_folder` run with the installed version, and with others."""
+    if "transformers_folder" in metafunc.fixturenames:
+        folders = os.environ.get(TRANSFORMERS, "").split(os.pathsep)
+        metafunc.parametrize(
+            "transformers_folder", ["installed", *folders], indirect=True, scope="session",
+            ids=["installed", *(os.path.basename(folder) or "others" for folder in folders)],
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def transformers_folder(request: pytest.FixtureRequest) -> str | None:
+    """A folder with another version of transformers in it; None for the installed one."""
+    if request.param == "installed":
+        return None
+    if not request.param:
+        _folder(TRANSFORMERS, "other versions of transformers")
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

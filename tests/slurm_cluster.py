@@ -65,7 +65,7 @@ def submit(*words: str | Path, cwd: Path) -> list[str]:
     """`savimae slurm … --submit`; the ids of its jobs. `words` must not hold a --."""
     done = subprocess.run(
         [sys.executable, "-m", "savimae", "slurm", *map(os.fspath, words)],
-        capture_output=True, text=True, cwd=cwd, check=False, timeout=60,
+        capture_output=True, text=True, cwd=cwd, check=False, timeout=DEADLINE_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [

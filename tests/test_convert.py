@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import subprocess
+import sys
+import zipfile
 
 import pytest
 import torch
 from media import random_bytes, savimae, truncate
-from test_model import SMALL, clips_for, masks_for, small_model
+from test_model import SMALL, clips_for, small_model
 
 from savimae.classifier import VideoClassifier
 from savimae.convert import convert, load_classifier, load_model, load_weights
@@ -79,51 +83,6 @@ def test_the_shape_of_known_sizes_is_found(tmp_path):
     assert load_weights(str(tmp_path / "tiny.pth")).config == expected
 
 
-def huggingface_prediction(folder, clips, mask) -> torch.Tensor:
-    import transformers
-
-    model, report = transformers.VideoMAEForPreTraining.from_pretrained(
-        folder, output_loading_info=True
-    )
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
-    assert not report["mismatched_keys"]
-    pixels = (clips / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
-    with torch.no_grad():
-        # [B, T, H, W, 3] -> [B, T, 3, H, W]
-        return model.eval()(pixels.permute(0, 1, 4, 2, 3), mask).logits
-
-
-def test_exported_models_predict_alike(published, tmp_path):
-    source, model = published
-    convert(str(source), str(tmp_path / "hf"), "huggingface", **SHAPE)
-    clips, mask = clips_for(SMALL, 2), masks_for(SMALL, 2, "tube")
-    theirs = huggingface_prediction(tmp_path / "hf", clips, mask)
-    ours = model(clips, mask).prediction
-    assert torch.allclose(theirs.flatten(0, 1), ours, atol=1e-4, rtol=0)
-
-
-def test_imported_models_predict_alike(tmp_path):
-    import transformers
-
-    torch.manual_seed(1)
-    config = transformers.VideoMAEConfig(
-        image_size=64, num_frames=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=192, decoder_hidden_size=32, decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=2, decoder_intermediate_size=128, layer_norm_eps=1e-6,
-        use_mean_pooling=False,
-    )  # fmt: skip
-    theirs = transformers.VideoMAEForPreTraining(config)
-    with torch.no_grad():  # biases that are not zero, so that a swap of them would show
-        for parameter in theirs.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    theirs.save_pretrained(tmp_path / "hf")
-    model = load_model(str(tmp_path / "hf"))
-    clips, mask = clips_for(SMALL, 2), masks_for(SMALL, 2, "tube")
-    expected = huggingface_prediction(tmp_path / "hf", clips, mask)
-    assert torch.allclose(expected.flatten(0, 1), model(clips, mask).prediction, atol=1e-4, rtol=0)
-
-
 def test_other_activations_of_a_huggingface_model_are_refused(published, tmp_path):
     # What the model cannot represent must not be loaded as something else.
     source, _ = published
@@ -154,6 +113,33 @@ def test_parameters_that_do_not_fit_are_listed(tmp_path):
         f"{tmp_path}/x.pt: parameters do not fit the model: "
         "1 unknown: decoder.norm.gamma; 1 missing: decoder.norm.weight; "
         "1 misshapen: encoder.blocks.1.mlp.fc1.bias [7] instead of [192]"
+    )
+
+
+def test_many_parameters_are_counted_and_three_named(tmp_path):
+    state = small_model().state_dict()
+    wrong = {f"{name}.x" if "mlp" in name else name: value for name, value in state.items()}
+    torch.save({"model": wrong, "config": dataclasses.asdict(SMALL)}, tmp_path / "x.pt")
+    with pytest.raises(SavimaeError) as error:
+        load_weights(str(tmp_path / "x.pt"))
+    first = "encoder.blocks.0.mlp"
+    assert str(error.value) == (
+        f"{tmp_path}/x.pt: parameters do not fit the model: "
+        f"16 unknown: {first}.fc1.weight.x, {first}.fc1.bias.x, {first}.fc2.weight.x and 13 more; "
+        f"16 missing: {first}.fc1.weight, {first}.fc1.bias, {first}.fc2.weight and 13 more"
+    )
+
+
+def test_another_model_is_said_to_be_one(tmp_path, published):
+    state = published[1].state_dict()
+    config = dataclasses.asdict(model_config("tiny"))
+    torch.save({"model": state, "config": config}, tmp_path / "x.pt")
+    with pytest.raises(SavimaeError) as error:
+        load_weights(str(tmp_path / "x.pt"))
+    assert str(error.value) == (
+        f"{tmp_path}/x.pt: parameters do not fit the model: they are of one that is 48 wide and 2 "
+        "deep with a decoder 32 wide and 2 deep, wanted is one that is 192 wide and 12 deep with a "
+        "decoder 96 wide and 4 deep"
     )
 
 
@@ -285,3 +271,100 @@ def test_kinds_are_not_taken_for_each_other(classifier, published, tmp_path):
     torch.save(broken, tmp_path / "broken.pt")
     with pytest.raises(SavimaeError, match=r"1 missing: fc_norm\.bias"):
         load_classifier(str(tmp_path / "broken.pt"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"image_size": 10**9}}, "beyond any model"),
+        ({"config": {"encoder_depth": 10**9}}, "a depth of 1000000000 is beyond any model"),
+        ({"config": {"encoder_dim": 12.0}}, "encoder_dim is float, not int"),
+        ({"config": {"patch_size": torch.zeros(10**6)}}, "patch_size is Tensor, not int"),
+        ({"config": {"norm_target": 1}}, "norm_target is int, not bool"),
+        ({"config": {"classes": 3}}, "classes are no list"),
+        ({"model": {3: torch.zeros(1)}}, "no weights in it"),
+        ({"model": {"mask_token": torch.zeros(1, dtype=torch.int64)}}, "no weights in it"),
+        ({"model": {"mask_token": torch.zeros(1, 9).to_sparse()}}, "no weights in it"),
+        ({"model": {"mask_token": torch.zeros(1, 1, 9, device="meta")}}, "no weights in it"),
+        ({"model": {"mask_token": torch.zeros(1).expand(10**6, 10**6)}}, "misshapen: mask_token"),
+    ],
+)
+def test_values_that_no_model_has_are_refused_before_they_cost_memory(tmp_path, change, message):
+    model = small_model()
+    content = {"model": model.state_dict(), "config": dataclasses.asdict(model.config)}
+    for key, values in change.items():
+        content[key] = {**content[key], **values}
+    torch.save(content, tmp_path / "odd.pt")
+    with pytest.raises(SavimaeError, match=rf"odd\.pt: .*{message}"):
+        load_weights(str(tmp_path / "odd.pt"))
+
+
+def test_huggingface_folders_of_a_billion_blocks(tmp_path, published):
+    convert(str(published[0]), str(tmp_path / "hf"), "huggingface", **SHAPE)
+    path = tmp_path / "hf/config.json"
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, "decoder_num_hidden_layers": 10**9}))
+    with pytest.raises(SavimaeError, match=r"hf: .*a depth of 1000000000 is beyond any model"):
+        load_weights(str(tmp_path / "hf"))
+
+
+def test_a_published_file_of_a_billion_blocks(tmp_path):
+    state = small_model().state_dict()
+    state["encoder.blocks.999999999.norm1.bias"] = torch.zeros(9)
+    torch.save({"model": state}, tmp_path / "odd.pt")
+    with pytest.raises(SavimaeError, match="a depth of 1000000000 is beyond any model"):
+        load_weights(str(tmp_path / "odd.pt"), **SHAPE)
+
+
+def test_files_of_the_old_format_are_read(tmp_path):
+    model = small_model()
+    content = {"model": model.state_dict(), "config": dataclasses.asdict(model.config)}
+    torch.save(content, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert same_state(load_weights(str(tmp_path / "old.pt")).state, model.state_dict())
+
+
+def test_files_that_claim_more_than_they_hold(tmp_path):
+    content = {"model": {"a": torch.zeros(777)}}
+    old = tmp_path / "old.pt"
+    torch.save(content, old, _use_new_zipfile_serialization=False)
+    whole = old.read_bytes()
+    numel = b"M" + (777).to_bytes(2, "little")  # BININT2
+    assert whole.count(numel) == 2  # the storage's, and the tensor's shape
+    name = b"X" + len("model").to_bytes(4, "little") + b"model"
+    bomb = io.BytesIO()
+    torch.save(content, bomb)
+    with (
+        zipfile.ZipFile(bomb) as source,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.namelist():
+            is_data = entry.endswith("data/0")
+            target.writestr(entry, bytes(3 * 10**8) if is_data else source.read(entry))
+    (tmp_path / "storage.pt").write_bytes(whole.replace(numel, b"J\xff\xff\xff\x7f", 1))
+    (tmp_path / "text.pt").write_bytes(whole.replace(name, b"X\xff\xff\xff\xffmodel", 1))
+    paths = [str(tmp_path / name) for name in ("bomb.pt", "storage.pt", "text.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *paths], capture_output=True, text=True, check=True
+    )
+    *lines, grown_mib = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("not a checkpoint that can be loaded safely" in line for line in lines)
+    assert int(grown_mib) < 200
+
+
+# Prints the errors, and by how many MiB the address space grew at most.
+LIMITED = """
+import re, sys, torch
+from savimae.checkpoint import read_file
+from savimae.errors import SavimaeError
+torch.ones(9)
+def mib(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+before = mib("VmPeak")
+for path in sys.argv[1:]:
+    try:
+        read_file(path)
+    except SavimaeError as error:
+        print(error)
+print(mib("VmPeak") - before)
+"""

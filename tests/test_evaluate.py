@@ -18,7 +18,7 @@ from savimae.evaluate import Evaluation, evaluate, evaluation_table
 from savimae.gallery import draw_reconstructions
 from savimae.lists import read_list
 from savimae.masking import MaskSpec, draw_masks
-from savimae.pretrained import Machine, MaskOptions
+from savimae.pretrained import Machine, MaskOptions, load_pretrained
 from savimae.randomness import sample_keys
 from savimae.reconstruct import quality
 from savimae.train import train
@@ -42,7 +42,7 @@ def run(data, tmp_path_factory):
 def by_hand(run, data, spec, rounds):
     """Sums over tokens, one clip at a time: squared errors, tokens, both of salient tokens."""
     options = config(data, run)
-    reader = ClipReader(options.of_clips(), options.of_saliency(), options.tubelet_size)
+    reader = ClipReader(options.of_clips(), options.of_saliency(), 2)
     model = load_model(str(run)).eval()
     sums = np.zeros(5)
     for number in range(rounds):
@@ -109,6 +109,10 @@ def test_what_does_not_fit_is_one_line(run, data, tmp_path):
         evaluate([str(run)], str(data), MACHINE, MaskOptions(salient_mask_ratio=3))
     with pytest.raises(UsageError, match=r"run: sampling_rate must be at least 1"):
         evaluate([str(run)], str(data), MACHINE, MaskOptions(), sampling_rate=0)
+    with pytest.raises(UsageError, match="run: --mask-ratio has no effect on savi masks; give --s"):
+        evaluate([str(run)], str(data), MACHINE, MaskOptions(mask_ratio=0.5))
+    with pytest.raises(ValueError, match="--saliency-threshold is for saliency that is comp"):
+        load_pretrained(str(run), MACHINE.device).reader(None, str(tmp_path), 0.3, 0)
     random_bytes(tmp_path / "videos/bad.mp4")
     with pytest.raises(SavimaeError, match=r"bad\.mp4: .*take it off the list"):
         evaluate([str(run)], str(tmp_path / "videos"), MACHINE, MaskOptions())

@@ -34,6 +34,7 @@ from savimae.convert import load_classifier, load_model
 from savimae.distributed import World
 from savimae.errors import SavimaeError, UsageError
 from savimae.exam import Exam, score
+from savimae.files import write_json
 from savimae.finetune import FinetuneConfig, finetune
 from savimae.lists import Video, label_of, read_list
 from savimae.loop import SaveEvery, StopSignals
@@ -65,7 +66,7 @@ def test_a_test_averages_softmax_and_goes_on(tmp_path):
     def exam(step):
         settings = {"step": step}
         path = str(tmp_path / "test.partial.json")
-        return Exam(path, settings, videos, TwoViews(), 1, torch.device("cpu"), "fp32", World())
+        return Exam(path, settings, videos, 6, TwoViews(), 1, torch.device("cpu"), "fp32", World())
 
     # Views 0 and 2: (1 2 3 4 5 6) / 21 and (1 1 3 4 5 6) / 20; 3 and 5: (1 1 1 4 5 6) / 18 and
     # (1 1 1 1 1 6) / 11; 4 and 6: (1 1 1 1 5 6) / 15 and all 1 / 6.
@@ -83,6 +84,14 @@ def test_a_test_averages_softmax_and_goes_on(tmp_path):
     (tmp_path / "test.partial.json").write_text(json.dumps(kept))
     assert exam(8).take(model, StopSignals()) == [first, second, third]
     assert exam(7).take(model, StopSignals()) == [[2, 0, 1, 3, 4], second, third]
+
+    for wrong in (3, [3], [[0.5]], [["1"]], [[True]], [[6]], [[-1]], [[]], [[0]] * 4, [[0] * 6]):
+        write_json(str(tmp_path / "test.partial.json"), {"step": 7, "predictions": wrong})
+        with pytest.raises(SavimaeError, match=r"partial\.json: not what a test leaves"):
+            exam(7).take(model, StopSignals())
+    (tmp_path / "test.partial.json").write_text("[" * 100_000)
+    with pytest.raises(SavimaeError, match=r"partial\.json: not what a test leaves"):
+        exam(7).take(model, StopSignals())
 
 
 def test_layers_and_their_learning_rates():
@@ -226,6 +235,8 @@ def test_erasing():
         ({"test": None}, "give --test and a list for --train, or --dataset"),
         ({"dataset": "ucf101"}, "give --test and a list for --train, or --dataset"),
         ({"splits": "x"}, "--splits goes with --dataset"),
+        ({"split": 1}, "--split goes with --dataset"),
+        ({"test": None, "dataset": "ucf101", "root": "x"}, "--root is for lists; --dataset takes"),
     ],
 )
 def test_options_that_cannot_be(changes, message):
@@ -256,7 +267,8 @@ COMMON = {
 
 def finetune_config(pretrained: Path, data: Path, out: Path, **changes):
     values = {**COMMON, "test_crops": 2, "save_every": (SaveEvery(steps=2),), **changes}
-    return FinetuneConfig(str(data), str(out), checkpoint=str(pretrained), test=str(data), **values)
+    values = {"test": str(data), "allow_overlap": True, **values}  # tested on what it is trained on
+    return FinetuneConfig(str(data), str(out), checkpoint=str(pretrained), **values)
 
 
 def finetune_command(pretrained: Path, data: Path, out: Path, **changes):
@@ -267,7 +279,7 @@ def finetune_command(pretrained: Path, data: Path, out: Path, **changes):
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
     return ["finetune", str(pretrained), "--train", str(data), "--test", str(data), "--out",
-            str(out), *words]  # fmt: skip
+            str(out), "--allow-overlap", *words]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +380,11 @@ at_call = lambda n: None
     ours, theirs = checkpoint(run)["extra"]["ema"], checkpoint(expected)["extra"]["ema"]
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert top1_of(run) == top1_of(expected)
-    with pytest.raises(UsageError, match=r"layer_decay is 0\.75 there and 0\.5 here"):
+    message = (
+        r"layer_decay is 0\.75 there and 0\.5 here\. Choose another --out, or repeat the settings "
+        r"it was made with$"
+    )
+    with pytest.raises(UsageError, match=message):
         finetune(finetune_config(pretrained, data, run, layer_decay=0.5))
 
 
@@ -434,11 +450,56 @@ def test_what_does_not_fit_is_one_line(pretrained, data, tmp_path):
     words[words.index("--test") + 1] = str(beyond)
     done = savimae(*words)
     assert done.returncode == 2
-    assert "v00 has label 5, labels of the training list go to 1" in done.stderr
+    assert "v00 has label 5, which no training video of" in done.stderr
     done = savimae(*finetune_command(data, data, tmp_path / "run"))
     assert done.returncode == 1
     assert "not a checkpoint that can be loaded safely" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_are_those_of_the_training_list(pretrained, data, tmp_path):
+    """Classes are matched by name; numbers of the list need not begin at 0."""
+    lines = data.read_text().splitlines()
+    classes = next(line for line in lines if line.startswith("# classes"))
+    root = next(line for line in lines if line.startswith("# root"))
+    videos = [line.rpartition(" ")[0] for line in lines if line.endswith((" 0", " 1"))]
+    trained, tested = tmp_path / "train.txt", tmp_path / "test.txt"
+    (tmp_path / "videos").symlink_to(data.parent / "videos")
+
+    def write(path, header, numbers):
+        body = [f"{name} {numbers[int(name[1])]}" for name in videos]
+        path.write_text("\n".join([*header, *body]) + "\n")
+
+    def confusion(run):
+        changes = {"epochs": 1, "test": str(tested), "ema": 0.0}
+        assert finetune(finetune_config(pretrained, trained, run, **changes)) == 0
+        return json.loads((run / "test.json").read_text())
+
+    names = ['# classes: ["c0", "c1"]', '# classes: ["c1", "c0"]']
+    assert classes == names[0]
+    write(trained, [root, names[0]], (0, 1))
+    write(tested, [root, names[0]], (0, 1))
+    expected = confusion(tmp_path / "expected")
+    assert expected["test_videos_in_training"] == 11
+    assert expected["classes"] == ["c0", "c1"]
+    assert np.sum(expected["confusion"], 1).tolist() == [6, 5]
+    write(tested, [root, names[1]], (1, 0))  # the other way round: the same classes
+    assert confusion(tmp_path / "named") == expected
+    write(trained, [root], (3, 7))
+    write(tested, [root], (3, 7))
+    holes = confusion(tmp_path / "holes")
+    assert holes["confusion"] == expected["confusion"]
+    assert (holes["classes"], holes["labels_in_the_training_list"]) == (["3", "7"], [3, 7])
+    assert checkpoint(tmp_path / "holes")["config"]["n_classes"] == 2
+    write(trained, [root], (7, 3))  # labels are among the settings
+    with pytest.raises(UsageError, match="labels is "):
+        confusion(tmp_path / "holes")
+
+
+def test_training_videos_in_the_test_are_refused(pretrained, data, tmp_path):
+    with pytest.raises(UsageError, match="11 of 11 test videos are training videos as well"):
+        finetune(finetune_config(pretrained, data, tmp_path / "run", allow_overlap=False))
     assert not (tmp_path / "run").exists()
 
 

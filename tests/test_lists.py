@@ -11,6 +11,7 @@ from media import encode, moving_frames, random_bytes, savimae, write_frames
 from savimae.errors import SavimaeError, UsageError
 from savimae.index import make_index
 from savimae.lists import (
+    distinct_videos,
     find_videos,
     group_of,
     output_name,
@@ -122,6 +123,12 @@ def test_random_bytes_as_a_list(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_list_whose_lines_end_in_carriage_returns_alone_is_not_one_long_path(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"a.avi 0\rb.avi 1\r")
+    with pytest.raises(SavimaeError, match=r"list\.txt: not a list of videos"):
+        read_list(str(tmp_path / "list.txt"))
+
+
 def test_missing_videos_of_a_list_fail_and_are_named(tmp_path):
     encode(tmp_path / "A/x.avi", moving_frames(3))
     (tmp_path / "list.txt").write_text("A/x.avi 0\nA/gone.avi 0\n")
@@ -139,13 +146,52 @@ def test_a_line_break_in_a_name_cannot_be_listed(tmp_path):
     assert not (tmp_path / "list.txt").exists()
 
 
-def test_two_videos_with_one_output_are_refused(tmp_path):
+def test_two_videos_with_one_output_are_refused_where_there_is_one(tmp_path):
     root = touch(tmp_path / "data", "A/x.avi", "A/x.mp4")
+    found = find_videos(str(root)).videos
+    assert len(found) == 2
     with pytest.raises(UsageError, match=r"x\.avi and .*x\.mp4: both would be written to A/x"):
-        find_videos(str(root))
-    (tmp_path / "list.txt").write_text("data/A/x.avi\ndata/A/x.avi\n")
-    with pytest.raises(UsageError, match="is listed twice"):
-        find_videos(str(tmp_path / "list.txt"))
+        distinct_videos(found)
+    done = savimae("preprocess", root, tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_a_video_that_is_listed_twice_is_two_samples_and_one_output(tmp_path):
+    encode(tmp_path / "A/x.avi", moving_frames(3))
+    (tmp_path / "list.txt").write_text("A/x.avi 0\nA/x.avi 0\n")
+    found = find_videos(str(tmp_path / "list.txt")).videos
+    assert len(found) == 2
+    assert distinct_videos(found) == found[:1]
+    done = savimae("preprocess", tmp_path / "list.txt", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "out: 1 videos" in done.stdout
+    assert "1 lines of the list name a video again; each was made once" in done.stderr
+    done = savimae("preprocess", tmp_path / "list.txt", tmp_path / "out", "--check")
+    assert "1 of 1 arrays are there" in done.stdout
+
+
+def test_a_root_for_what_is_no_list_is_refused(tmp_path):
+    root = touch(tmp_path / "data", "A/x.avi")
+    done = savimae("preprocess", root, tmp_path / "out", "--root", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--root says where the paths of a list start" in done.stderr
+
+
+def test_parts_of_no_split_are_refused(tmp_path):
+    root = touch(tmp_path / "data", "A/x.avi")
+    for option in (["--part", "test"], ["--split", "2"]):
+        done = savimae("index", root, tmp_path / "list.txt", *option)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"{option[0]} goes with --splits" in done.stderr
+
+
+def test_shared_videos_are_warned_about(tmp_path):
+    root = touch(tmp_path / "data", "A/x.avi", "A/y.avi", "B/z.avi")
+    (tmp_path / "test.txt").write_text("data/A/x.avi 0\n")
+    done = savimae("index", root, tmp_path / "all.txt", "--against", tmp_path / "test.txt")
+    assert done.returncode == 0
+    assert "warning: this list and" in done.stderr
+    assert "share 1 videos, such as" in done.stderr
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -285,3 +331,30 @@ def test_groups(name, group):
 
 def test_videos_without_groups_share_none():
     assert shared_groups(["a/x", "b/y"], ["a/x"]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("# classes: " + "[" * 100_000, "classes is not JSON"),
+        ("# bytes: " + "9" * 5000, "bytes is not JSON"),
+        ("# bytes: [true]", "bytes is not one number for each"),
+        ("# bytes: [-1]", "bytes is not one number for each"),
+        ('# root: "\\u0000"', "root is not a path"),
+        ('# root: "\\ud800"', "root is not a path"),
+        ("v.avi " + "9" * 5000, "is no whole number from 0"),
+    ],
+)
+def test_numbers_and_texts_that_nobody_writes(tmp_path, line, message):
+    path = tmp_path / "list.txt"
+    path.write_text(f"{line}\n" + ("a.avi 1\n" if line.startswith("#") else ""))
+    with pytest.raises(SavimaeError, match=rf"list\.txt.*{message}") as caught:
+        read_list(str(path))
+    assert len(str(caught.value)) < 300
+
+
+def test_a_number_of_5000_digits_in_a_split(ucf101):
+    splits = ucf101[1]
+    (splits / "classInd.txt").write_text("9" * 5000 + " c0\n")
+    with pytest.raises(SavimaeError, match=r"classInd\.txt: lines must read"):
+        read_split(str(splits), 1)

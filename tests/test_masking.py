@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from savimae.masking import KINDS, MaskSpec, draw_masks, token_saliency
+from savimae.masking import (
+    KINDS,
+    MaskSpec,
+    draw_decoded,
+    draw_masks,
+    running_cells,
+    token_saliency,
+)
 from savimae.randomness import sample_keys
 
 GRID = 14
@@ -202,3 +209,55 @@ def test_token_saliency_is_the_maximum_over_the_tubelet():
     assert tokens.tolist() == [False, True, False, False, False, False, True, False]
     # Repeated frames at the end of a short video are the same frame of the array.
     assert token_saliency(array[[8] * 4], 2).tolist() == [False, False, True, False] * 2
+
+
+# --------------------------------------------------------------------------- decoded tokens
+
+
+def test_running_cells():
+    spec = MaskSpec("random", 4, 4, decoder_ratio=0.5)
+    keeps = running_cells(spec, np.array([0])).reshape(4, 4, 4)
+    # [time, cell row, cell column, 2, 2]
+    cells = keeps.reshape(4, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4)
+    assert (cells.sum((3, 4)) == 2).all()  # half of every cell, at every time
+    assert (keeps.sum(0) == 2).all()  # every place has its turn
+    assert cells[0, 0, 0].tolist() == [[True, True], [False, False]]
+    assert cells[1, 0, 0].tolist() == [[True, False], [True, False]]  # it runs
+    one_later = running_cells(spec, np.array([1])).reshape(4, 4, 4)
+    assert (one_later[:3] == keeps[1:]).all()  # a start is a place in the same cycle
+    least = MaskSpec("random", 2, 2, decoder_ratio=0.99)
+    assert running_cells(least, np.array([0])).sum() == 2  # at least one of every cell
+
+
+def test_every_token_is_decoded_as_often():
+    """With the same start for every clip half of them never were, whatever the epoch."""
+    spec = MaskSpec("random", ratio=0.9, decoder_ratio=0.5)
+    counts = np.zeros(spec.n_tokens)
+    for epoch in range(8):
+        mask = draw_masks(spec, keys(50, epoch))
+        decoded = draw_decoded(spec, keys(50, epoch), mask)
+        assert not (decoded & ~mask).any()
+        assert decoded.sum() == pytest.approx(mask.sum() / 2, rel=0.02)
+        counts += decoded.sum(0)
+    # 400 clips x 0.9 masked x 0.5 decoded = 180; the bounds are six standard deviations.
+    assert counts.min() > 120
+    assert counts.max() < 240
+
+
+def test_decoded_tokens_depend_on_the_key_alone():
+    spec = MaskSpec("savi", decoder_ratio=0.5)
+    mask = draw_masks(spec, keys(40), saliency(40, spec))
+    all_of_them = draw_decoded(spec, keys(40), mask)
+    assert (draw_decoded(spec, keys(40)[7:9], mask[7:9]) == all_of_them[7:9]).all()
+    assert (draw_decoded(spec, keys(40, seed=1), mask) != all_of_them).any()
+
+
+def test_without_a_decoder_mask_and_where_nothing_would_be_left_all_are_decoded():
+    mask = draw_masks(MaskSpec("savi"), keys(3), saliency(3, MaskSpec("savi")))
+    assert draw_decoded(MaskSpec("savi"), keys(3), mask) is mask
+    spec = MaskSpec("random", 1, 2, decoder_ratio=0.75)  # four tokens, one is kept
+    mask = np.zeros((50, 4), bool)
+    mask[:, 0] = True  # what is masked is kept in a quarter of the clips, else decoded all the same
+    assert (draw_decoded(spec, keys(50), mask) == mask).all()
+    with pytest.raises(ValueError, match=r"decoder_mask_ratio 1.0 is not in \[0, 1\)"):
+        MaskSpec(decoder_ratio=1.0)

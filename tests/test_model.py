@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from savimae import model as module
-from savimae.masking import MaskSpec, draw_masks
+from savimae.masking import MaskSpec, draw_decoded, draw_masks
 from savimae.model import (
+    Layout,
     VideoMAE,
     VideoMAEConfig,
     build_model,
+    filled,
     model_config,
     normalize_tokens,
-    running_cell,
     sinusoid_positions,
     step_flops,
 )
@@ -48,6 +49,13 @@ def masks_for(config: VideoMAEConfig, n: int, kind: str = "savi") -> torch.Tenso
     shares = np.linspace(0.05, 0.95, n)[:, None]
     saliency = np.random.default_rng(0).random((n, spec.n_tokens)) < shares
     return torch.from_numpy(draw_masks(spec, sample_keys(0, 0, np.arange(n)), saliency))
+
+
+def decoded_for(config: VideoMAEConfig, mask: torch.Tensor, ratio: float) -> torch.Tensor:
+    """The masked tokens that are reconstructed, with `ratio` of them left out."""
+    spec = MaskSpec("savi", config.time_steps, config.grid_size, decoder_ratio=ratio)
+    keys = sample_keys(0, 0, np.arange(len(mask)))
+    return torch.from_numpy(draw_decoded(spec, keys, mask.numpy()))
 
 
 # --------------------------------------------------------------------------- published numbers
@@ -183,19 +191,21 @@ def test_float_clips_equal_uint8_clips():
 
 
 @pytest.mark.parametrize("kind", ["savi", "tube"])
-@pytest.mark.parametrize("changes", [{}, {"decoder_mask_ratio": 0.5}])
-def test_a_clip_is_predicted_alike_alone_and_in_any_batch(kind, changes):
-    model = small_model(**changes)
+@pytest.mark.parametrize("decoder_ratio", [0.0, 0.5])
+def test_a_clip_is_predicted_alike_alone_and_in_any_batch(kind, decoder_ratio):
+    model = small_model()
     clips, mask = clips_for(SMALL, 5), masks_for(SMALL, 5, kind)
+    decoded = decoded_for(SMALL, mask, decoder_ratio)
     lengths = (~mask).sum(1).tolist()
     assert (len(set(lengths)) > 2) == (kind == "savi")
-    together = model(clips, mask)
-    parts = together.prediction.split(together.decoded.sum(1).tolist())
+    together = model(clips, mask, decoded)
+    parts = together.prediction.split(decoded.sum(1).tolist())
     for index in range(5):
-        alone = model(clips[index : index + 1], mask[index : index + 1])
+        one = slice(index, index + 1)
+        alone = model(clips[one], mask[one], decoded[one])
         assert torch.allclose(alone.prediction, parts[index], atol=1e-5, rtol=0)
     order = torch.tensor([3, 0, 4, 1, 2])
-    shuffled = model(clips[order], mask[order])
+    shuffled = model(clips[order], mask[order], decoded[order])
     expected = torch.cat([parts[index] for index in order])
     assert torch.allclose(shuffled.prediction, expected, atol=1e-5, rtol=0)
 
@@ -297,7 +307,7 @@ def test_features_of_unmasked_clips():
     tokens, pooled = model.encode(clips)
     everything = torch.arange(3 * SMALL.n_tokens)
     lengths = torch.full((3,), SMALL.n_tokens)
-    packed = model._encode(model.patchify(clips), everything, lengths)
+    packed = model.encoder(model.patchify(clips), everything % SMALL.n_tokens, lengths)
     assert torch.allclose(tokens, packed.view(3, SMALL.n_tokens, -1))
     one, _ = model.encode(clips[1:2])
     assert torch.allclose(tokens[1:2], one, atol=1e-5)
@@ -311,7 +321,6 @@ def test_features_of_unmasked_clips():
         ({"num_frames": 7}, "num_frames 7 is not a multiple of tubelet_size 2"),
         ({"encoder_dim": 50}, "encoder_dim 50 is not a multiple of encoder_heads 4"),
         ({"encoder_depth": 0}, "encoder_depth must be at least 1"),
-        ({"decoder_mask_ratio": 1.0}, r"decoder_mask_ratio 1.0 is not in \[0, 1\)"),
     ],
 )
 def test_bad_shapes(changes, message):
@@ -332,35 +341,103 @@ def test_clips_and_masks_that_do_not_fit():
         model(clips, torch.ones_like(mask))
     with pytest.raises(ValueError, match="nothing to reconstruct"):
         model(clips, torch.zeros_like(mask))
+    for decoded in (~mask, torch.zeros_like(mask)):
+        with pytest.raises(ValueError, match="decoded tokens must be masked ones"):
+            model(clips, mask, decoded)
 
 
-# ---------------------------------------------------------------------------- decoder masking
+# --------------------------------------------------------------------------- decoded tokens
 
 
-def test_running_cell():
-    keeps = running_cell(4, 4, 0.5).view(4, 4, 4)
-    cells = keeps.view(4, 2, 2, 2, 2).permute(0, 1, 3, 2, 4)  # [time, cell row, cell column, 2, 2]
-    assert (cells.sum((3, 4)) == 2).all()  # half of every cell, at every time
-    assert not torch.equal(keeps[0], keeps[1])  # it runs
-    assert (keeps.sum(0) == 2).all()  # every place has its turn
-    assert cells[0, 0, 0].tolist() == [[True, True], [False, False]]
-    assert cells[1, 0, 0].tolist() == [[True, False], [True, False]]
-    assert running_cell(2, 2, 0.01).sum() == 2  # at least one
-
-
-def test_decoder_masking_is_for_training_and_counts_decoded_tokens_only():
-    model = small_model(decoder_mask_ratio=0.5)
+def test_only_decoded_tokens_are_reconstructed_and_counted():
+    model = small_model()
     clips, mask = clips_for(SMALL, 3), masks_for(SMALL, 3)
-    output = model(clips, mask)
-    assert torch.equal(output.decoded, mask & running_cell(4, 4, 0.5))
-    assert 0.35 < output.decoded.sum() / mask.sum() < 0.65
-    assert output.n_values == int(output.decoded.sum()) * 1536
-    model.eval()
+    decoded = decoded_for(SMALL, mask, 0.5)
+    output = model(clips, mask, decoded)
+    assert torch.equal(output.decoded, decoded)
+    assert output.n_values == int(decoded.sum()) * 1536
     full = model(clips, mask)
     assert torch.equal(full.decoded, mask)
     # The decoded targets are those of the full pass at the same tokens.
-    chosen = output.decoded[mask]
+    chosen = decoded[mask]
     assert torch.equal(output.target, full.target[chosen])
+    assert output.loss_sum.item() == pytest.approx(
+        (output.prediction - output.target).square().sum().item(), rel=1e-6
+    )
+
+
+# ---------------------------------------------------------------------------------- filler
+
+
+def test_filler_rounds_rows_to_few_sizes():
+    places = torch.arange(1, 70)
+    rounded = filled(places, 12544)
+    assert len(rounded) == 128  # the greatest power of two below 12544 / 64
+    assert torch.equal(rounded[:69], places)
+    assert (rounded[69:] == 1).all()  # the first place again
+    assert len(filled(places, 100)) == 72  # a multiple of 8
+    assert len(filled(places[:64], 100)) == 64
+
+
+def test_batches_of_savi_masks_have_few_sizes():
+    """Each size is a set of memory blocks that the allocator keeps."""
+    config = model_config("tiny", image_size=112)
+    spec = MaskSpec("savi", config.time_steps, config.grid_size)
+    rng, plain, rounded = np.random.default_rng(0), set(), set()
+    for epoch in range(40):
+        salient = rng.random((32, spec.n_tokens)) < rng.uniform(0.2, 0.8, (32, 1))
+        mask = torch.from_numpy(draw_masks(spec, sample_keys(0, epoch, np.arange(32)), salient))
+        sizes = []
+        for tokens in (~mask, mask):
+            places = tokens.flatten().nonzero()[:, 0]
+            sizes.append((len(places), len(filled(places, mask.numel()))))
+        longest = int((~mask).sum(1).max())
+        layout = Layout.of((~mask).sum(1), sizes[0][1])
+        plain.add((sizes[0][0], sizes[1][0], longest))
+        rounded.add((sizes[0][1], sizes[1][1], layout.longest))
+    assert len(plain) > 35  # of 40
+    assert len(rounded) <= 8
+
+
+def test_linear_layers_see_few_sizes():
+    """oneDNN keeps what it compiles for each size of a product, between blocks that are free."""
+    model = small_model(image_size=112, patch_size=8)  # 784 tokens a clip
+    sizes, n_visible = set(), set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.register_forward_hook(lambda _, x, __, n=name: sizes.add((n, len(x[0]))))
+    for seed in range(12):
+        spec = MaskSpec("savi", model.config.time_steps, model.config.grid_size)
+        rng = np.random.default_rng(seed)
+        salient = rng.random((4, spec.n_tokens)) < rng.uniform(0.3, 0.5)
+        mask = torch.from_numpy(draw_masks(spec, sample_keys(seed, 0, np.arange(4)), salient))
+        n_visible.add(int((~mask).sum()))
+        with torch.no_grad():
+            model(clips_for(model.config, 4), mask)
+    assert len(n_visible) > 8
+    per_layer = {name: {n for other, n in sizes if other == name} for name, _ in sizes}
+    assert "encoder_to_decoder" in per_layer
+    assert max(map(len, per_layer.values())) <= 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder_ratio", "n"), [("savi", 0.5, 5), ("savi", 0.0, 1), ("tube", 0.0, 3)]
+)
+def test_filler_changes_neither_losses_nor_gradients(monkeypatch, kind, decoder_ratio, n):
+    clips, mask = clips_for(SMALL, n), masks_for(SMALL, n, kind)
+    decoded = decoded_for(SMALL, mask, decoder_ratio)
+    found = []
+    for fill in (filled, lambda places, *_: places):
+        monkeypatch.setattr("savimae.model.filled", fill)
+        model = small_model()
+        output = model(clips, mask, decoded)
+        output.loss.backward()
+        found.append((output, [each.grad for each in model.parameters()]))
+    (ours, gradients), (plain, expected) = found
+    assert ours.prediction.shape == plain.prediction.shape
+    assert torch.allclose(ours.token_losses, plain.token_losses, atol=1e-6)
+    for ours_of_one, expected_of_one in zip(gradients, expected, strict=True):
+        assert torch.allclose(ours_of_one, expected_of_one, atol=1e-6)
 
 
 # -------------------------------------------------------------------------------- arithmetic

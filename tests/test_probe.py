@@ -23,6 +23,7 @@ from savimae.features import (
     pixel_features,
 )
 from savimae.lists import Video, find_videos
+from savimae.lock import sole_writer
 from savimae.pretrained import Machine
 from savimae.probe import hold_out, linear, nearest_neighbours, probe, score
 from savimae.views import ViewReader, Views, spread_clips, spread_crops
@@ -302,6 +303,20 @@ def test_scores_count_what_they_say():
         assert np.trace(each.confusion) == 5
 
 
+def test_a_test_without_the_first_class_keeps_the_labels_of_training(checkpoint, data, tmp_path):
+    """Its folder numbers c1 as 0: every prediction would count for the wrong class."""
+    test = tmp_path / "test"
+    shutil.copytree(data / "c1", test / "c1")
+    words = (str(checkpoint), str(data), str(test), str(tmp_path / "out"), MACHINE)
+    result = probe(*words, baselines=False)
+    assert result.classes == ["c0", "c1"]
+    n_test = len(list((data / "c1").iterdir()))
+    assert all(np.sum(score.confusion, 1).tolist() == [0, n_test] for score in result.scores)
+    (test / "c1").rename(test / "c2")
+    with pytest.raises(UsageError, match="has class c2, which no training video of"):
+        probe(*words, baselines=False)
+
+
 def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
     out = tmp_path / "out"
     test = tmp_path / "test"
@@ -330,10 +345,95 @@ def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
     listed.write_text(f"{data}/c0/v0.avi 7\n")
     done = savimae("probe", checkpoint, "--train", data, "--test", listed, "--out", out)
     assert done.returncode == 2
-    assert "no training video has its label 7" in done.stderr
+    assert "v0.avi has label 7, which no training video of" in done.stderr
+    done = savimae("probe", checkpoint, "--train", data, "--test", data, "--out", out)
+    assert done.returncode == 2
+    assert "5 of 5 test videos are training videos as well" in done.stderr
+    words = ("--train", data, "--test", data, "--out", tmp_path / "overlap", "--no-baselines")
+    done = savimae("probe", checkpoint, *words, "--allow-overlap")
+    assert done.returncode == 0, done.stderr
+    assert "warning: 5 of 5 test videos are training videos as well" in done.stderr
+    assert json.loads((tmp_path / "overlap/probe.json").read_text())["overlap"] == 5
+    assert report["overlap"] == 0
     same = tmp_path / "same.txt"
     same.write_text(f"{data}/c0/v0.avi 1\n{data}/c0/v1.avi 1\n")
     with pytest.raises(UsageError, match=r"same\.txt: all videos have one label"):
         probe(str(checkpoint), str(same), str(same), str(tmp_path / "p"), MACHINE)
     done = savimae("probe", checkpoint, "--train", data, "--test", listed, "--out", listed)
     assert (done.returncode, done.stderr) == (2, f"savimae: {listed} is a file; name a folder\n")
+
+
+def test_features_that_another_process_makes(checkpoint, data, tmp_path):
+    model = load_model(str(checkpoint)).eval()
+    videos = find_videos(str(data)).videos
+    path, out = str(tmp_path / "x.npz"), str(tmp_path / "out")
+    with sole_writer(path + ".partial"), sole_writer(out):
+        with pytest.raises(SavimaeError, match=r"x\.npz\.partial: process .* is writing it; wait"):
+            make_features(
+                path, encoder_features(model, "mean", MACHINE), videos, reader_of(model), MACHINE
+            )
+        with pytest.raises(SavimaeError, match=r"out: process .* is writing it; wait"):
+            probe(str(checkpoint), str(data), str(data), out, MACHINE, allow_overlap=True)
+    assert list(tmp_path.iterdir()) == []
+    make_features(path, pixel_features(2), videos, reader_of(model), MACHINE)
+    assert [each.name for each in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"indices": np.arange(4) + 0.5}, "not a whole chunk"),
+        ({"indices": np.arange(4) - 1}, "not a whole chunk"),
+        ({"indices": np.arange(4) + 2}, "not a whole chunk"),
+        ({"indices": np.array(3)}, "not a whole chunk"),
+        ({"values": np.zeros((3, 12), np.float32)}, "not a whole chunk"),
+        ({"values": np.zeros(5, np.float32)}, "not a whole chunk"),
+        ({"values": np.zeros((5, 12), np.int64)}, "not a whole chunk"),
+        ({"indices": np.array([0, 0, 1, 2, 3])}, "not of every video once"),
+    ],
+    ids=str,
+)
+def test_chunks_of_other_contents_are_one_line(checkpoint, data, tmp_path, changes, message):
+    model = load_model(str(checkpoint)).eval()
+    videos = find_videos(str(data)).videos
+    assert len(videos) == 5
+    source, reader = encoder_features(model, "mean", MACHINE), reader_of(model)
+    path = tmp_path / "f.npz"
+    settings = make_features(str(path), source, videos, reader, MACHINE).settings
+    path.unlink()
+    work = tmp_path / "f.npz.partial"
+    work.mkdir()
+    (work / "config.json").write_text(json.dumps({**settings, "batch_size": MACHINE.batch_size}))
+    whole = {"indices": np.arange(5), "values": np.zeros((5, 12), np.float32)}
+    np.savez(work / "chunk-000000.npz", **{**whole, **changes})
+    with pytest.raises(SavimaeError, match=rf"f\.npz\.partial.*{message}"):
+        make_features(str(path), source, videos, reader, MACHINE)
+
+
+def test_features_of_other_contents_are_one_line(checkpoint, data, tmp_path):
+    model = load_model(str(checkpoint)).eval()
+    videos = find_videos(str(data)).videos
+    source, reader = encoder_features(model, "mean", MACHINE), reader_of(model)
+    path = tmp_path / "f.npz"
+    made = make_features(str(path), source, videos, reader, MACHINE)
+    for values, settings in (
+        (made.values[:2], json.dumps(made.settings)),
+        (made.values.astype("U9"), json.dumps(made.settings)),
+        (made.values, "[1]"),
+        (made.values, "[" * 100_000),
+    ):
+        np.savez(path, values=values, settings=np.array(settings))
+        with pytest.raises(SavimaeError, match=r"f\.npz: not features that savimae wrote"):
+            make_features(str(path), source, videos, reader, MACHINE)
+
+
+def test_a_probe_of_features_that_are_no_numbers(checkpoint, data, tmp_path):
+    words = (str(checkpoint), str(data), str(data), str(tmp_path), MACHINE)
+    probe(*words, baselines=False, allow_overlap=True)
+    path = tmp_path / "pretrained-test.npz"
+    with np.load(path) as found:
+        content = dict(found)
+    content["values"][0, 0] = np.nan
+    np.savez(path, **content)
+    with pytest.raises(SavimaeError, match=r"pretrained-test\.npz: holds what is no finite number"):
+        probe(*words, baselines=False, allow_overlap=True)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from media import encode, moving_frames
 from test_model import clips_for, masks_for, small_model
 
+from savimae.errors import SavimaeError
+from savimae.gallery import draw_reconstructions
+from savimae.model import filled
+from savimae.pretrained import Machine, MaskOptions
 from savimae.reconstruct import reconstruct, unpatchify
 
 
@@ -25,7 +32,8 @@ def test_visible_pixels_stay_and_a_perfect_prediction_gives_the_clip(norm_target
 
     def perfect(hidden, lengths, wanted):
         del lengths
-        target = model._target(model.patchify(clip), mask.flatten().nonzero()[:, 0])
+        places = filled(mask.flatten().nonzero()[:, 0], mask.numel())
+        target = model._target(model.patchify(clip), places)
         assert len(wanted) == len(target)
         return target.to(hidden.dtype)
 
@@ -77,3 +85,16 @@ def test_other_statistics_are_refused():
             masks_for(model.config, 1)[0].numpy(),
             "mean",
         )
+
+
+def test_predictions_that_are_no_numbers_draw_nothing(tmp_path):
+    model = small_model()
+    state = model.state_dict()
+    state["decoder.head.bias"][0] = float("nan")
+    path = tmp_path / "nan.pt"
+    torch.save({"model": state, "config": dataclasses.asdict(model.config)}, path)
+    video = encode(tmp_path / "v.avi", moving_frames(9))
+    machine = Machine(torch.device("cpu"), "fp32", 1, 0)
+    with pytest.raises(SavimaeError, match=r"nan\.pt: its predictions are no finite numbers"):
+        draw_reconstructions(str(path), str(video), str(tmp_path / "out"), machine, MaskOptions())
+    assert not (tmp_path / "out").exists()

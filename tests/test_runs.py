@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_resuming_drops_the_lines_of_steps_that_are_done_again(tmp_path):
         file.write('{"step": 21, "lo')  # a kill in the middle of a line
     assert len(read_log(run)) == 20
     with RunLog(run, 7, False, True) as log:
-        log.write({"step": 8, "loss": 0.1})
+        log.write({"step": 8, "epoch": 4, "lr": 1e-3, "loss": 0.1})
     assert [line["step"] for line in read_log(run)] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert '"event": "start"' in (tmp_path / "run/log.jsonl").read_text()
 
@@ -117,6 +118,20 @@ def test_what_is_not_a_run_is_one_line(tmp_path, command):
     assert not (tmp_path / "loss.png").exists()
 
 
+@pytest.mark.parametrize("command", ["plot", "compare"])
+def test_a_checkpoint_is_not_a_run_but_tells_which(tmp_path, command):
+    run = Path(make_run(tmp_path / "run", 0.5))
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/last.pt").touch()
+    done = savimae(command, "run/checkpoints/last.pt", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2, "savimae: run/checkpoints/last.pt: a file; name the folder of its run (run)\n"
+    )  # fmt: skip
+    (tmp_path / "x.pt").touch()
+    done = savimae(command, "x.pt", cwd=tmp_path)
+    assert done.stderr == "savimae: x.pt: a file; name the folder of its run (its --out)\n"
+
+
 def test_a_log_without_steps_and_a_foreign_line(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -134,3 +149,28 @@ def test_matplotlib_is_named_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(SavimaeError, match=r"pip install 'savimae\[figures\]'"):
         plot_runs([make_run(tmp_path / "a", 0.5)], str(tmp_path / "x.png"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000, '{"step": ' + "9" * 5000 + "}", '{"loss": 1.0}', '{"step": [1]}',
+        '{"step": 1, "epoch": 1, "lr": 1e-3, "loss": NaN}', '{"step": 1e999}',
+        '{"step": 1, "epoch": 1, "lr": 1e-3, "loss": "1"}', '{"step": 1, "test_top1": 0.5}',
+        '{"step": 1, "epoch": 1, "lr": ' + "9" * 400 + ', "loss": 1}',
+    ],
+)  # fmt: skip
+def test_lines_that_cannot_be_compared_are_named(tmp_path, line):
+    run = make_run(tmp_path / "run", 0.5, n=2)
+    with open(tmp_path / "run/log.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(SavimaeError, match=r"log\.jsonl:4: not a line of a savimae log"):
+        compare_runs([run])
+
+
+def test_settings_of_any_text_are_shown_in_a_table(tmp_path):
+    runs = [make_run(tmp_path / name, 0.5) for name in "ab"]
+    (tmp_path / "b/config.json").write_text('{"mask_type": "\\ud800", "\\udcff\\n": 1}')
+    table = compare_runs(runs)
+    assert "\\ud800" in table
+    assert table.encode()

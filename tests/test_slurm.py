@@ -14,14 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from media import encode, moving_frames, random_bytes, savimae
+import torch
+from media import encode, moving_frames, random_bytes, savimae, truncate
+from test_model import small_model
+from training import SMALL, config, make_videos
 
 from savimae.cli import main
 from savimae.errors import SavimaeError, UsageError
+from savimae.finetune import FinetuneConfig, finetune
 from savimae.lists import Video
-from savimae.preprocess import deal
+from savimae.model import VideoMAE, model_config
+from savimae.preprocess import ArrayJob, RunOptions, deal, process
 from savimae.slurm import Job, Resources, directives, job_name, render, seconds_of
 from savimae.slurm_jobs import Script, ranges, write_script
+from savimae.train import train
 
 SCRIPTS = Path(__file__).parent / "slurm_scripts"
 SITE = {
@@ -457,15 +463,16 @@ def test_a_pipeline_derives_the_arrays_from_the_model(slurm, videos, tmp_path):
 
 def test_finetuning_is_a_job_like_training(slurm, videos, tmp_path):
     checkpoint, out = tmp_path / "pretrained.pt", tmp_path / "classifier"
+    model = small_model()
+    torch.save({"model": model.state_dict(), "config": model.config.__dict__}, checkpoint)
     words = ("finetune", checkpoint, "--train", videos, "--test", videos, "--out", out)
-    done = slurm(*words, "--nodes", "2", "--", "--epochs", "50", "--layer-decay", "0.7")
+    done = slurm(*words, "--nodes", "2", "--", "--epochs", "50", "--allow-overlap")
     assert done.returncode == 0, done.stderr
-    assert f"note: {checkpoint} is not there (yet)" in done.stderr
     for line in ("--nodes=2", "--ntasks-per-node=1", "--exclusive"):
         assert f"#SBATCH {line}\n" in done.stdout
     assert (
         f"savimae finetune\n  {checkpoint}\n  --train {videos}\n  --test {videos}\n  --out {out}\n"
-        "  --epochs 50\n  --layer-decay 0.7\n)"
+        "  --epochs 50\n  --allow-overlap\n)"
     ) in done.stdout
     assert 'exec srun --ntasks-per-node=1 --cpus-per-task="$cpus"' in done.stdout
     for more, message in (
@@ -473,11 +480,204 @@ def test_finetuning_is_a_job_like_training(slurm, videos, tmp_path):
         (("--", "--out", "x"), "--out after the -- is what `savimae slurm` sets itself"),
         (("--", "--dataset", "ucf101"), "give --test and a list for --train, or --dataset"),
         (("--", "--warmup-epochs", "100"), "leaves nothing of a run of 100"),
-        (("--submit",), "pretrained.pt: no such file or folder"),
     ):
         done = slurm(*words, *more)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert re.search(message, done.stderr), done.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`list.txt`, whole `arrays` for it, some of them in `few`, a run and a classifier of it."""
+    root = tmp_path_factory.mktemp("trained")
+    data = make_videos(root)
+    given = config(data, root / "run")
+    process(str(data), str(root / "arrays"), ArrayJob(given.of_saliency()), RunOptions(1))
+    shutil.copytree(root / "arrays", root / "few")
+    (root / "few/c0/v00.npy").unlink()
+    assert train(given) == 0
+    shutil.copytree(root / "run", root / "broken")
+    truncate(root / "broken/checkpoints/last.pt", 0.6)
+    tuning = FinetuneConfig(
+        "list.txt", "classifier", checkpoint="run", test="list.txt",
+        batch_size=4, epochs=1, test_clips=1, test_crops=None, device="cpu", precision="fp32",
+        allow_overlap=True,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert finetune(tuning) == 0
+    lines = [f"{root}/videos/c0/v00 0", f"{root}/videos/c1/v01.mp4 7"]
+    (root / "beyond.txt").write_text("\n".join(lines) + "\n")
+    (root / "file").touch()
+    return root
+
+
+AS_TRAINED = [
+    word
+    for name, value in SMALL.items()
+    if name not in ("precision", "batch_size")  # auto: as the run was begun
+    for word in (f"--{name.replace('_', '-')}", str(value))
+]
+TRAINING = ("train", "--data", "list.txt", "--out")
+AGAIN = (*TRAINING, "run", "--", *AS_TRAINED, "--batch-size")
+WITH_ARRAYS = (*TRAINING, "new", "--saliency-root")
+TUNING = ("finetune", "run", "--train", "list.txt", "--out")
+TUNED = (
+    "--allow-overlap",
+    "--test-clips",
+    "1",
+    "--test-crops",
+    "0",
+    "--precision",
+    "fp32",
+    "--epochs",
+    "1",
+)
+CHAIN = ("pipeline", "list.txt", "--shards", "2", "--saliency-root")
+WOULD_FAIL = [
+    (("train", "--data", "none", "--out", "new"), "none: no such file or folder"),
+    ((*WITH_ARRAYS, "none"), "none: no such folder of arrays"),
+    ((*WITH_ARRAYS, "arrays"), "arrays was made with input_size 32, the model wants 224"),
+    ((*WITH_ARRAYS, "few", "--", *AS_TRAINED), r"v00\.npy: no such array \(1 of 11 are missing"),
+    ((*AGAIN, "4", "--seed", "5"), "with other settings: seed is 0 there and 5 here"),
+    ((*AGAIN, "3"), "effective_batch is 4 there and 3 here"),
+    ((*AGAIN, "4", "--precision", "bf16"), "precision is 'fp32' there and 'bf16' here"),
+    ((*AGAIN, "4", "--resume", "never"), "holds a run and --resume is never"),
+    (
+        (*TRAINING, "run", "--nodes", "2", "--tasks-per-node", "3", "--", *AS_TRAINED),
+        "effective_batch is 4 there and 48 here",
+    ),
+    ((*TRAINING, "broken", "--", *AS_TRAINED), r"last\.pt: not a checkpoint .* a truncated one"),
+    ((*TRAINING, "new", "--", "--resume", "list.txt"), r"list\.txt: not a checkpoint"),
+    ((*TRAINING, "file"), "file is a file; name a folder"),
+    ((*TRAINING, "arrays"), "output is 'patches' there and 'pretraining' here"),
+    ((*TRAINING, "new", "--", "--init", "none"), "none: no such file"),
+    (
+        ("finetune", "none", *TUNING[2:], "new", "--test", "list.txt", "--", "--allow-overlap"),
+        "none: no such file",
+    ),
+    ((*TUNING, "new", "--test", "list.txt"), "11 of 11 test videos are training videos as well"),
+    ((*TUNING, "new", "--test", "none"), "none: no such file or folder"),
+    (
+        (*TUNING, "new", "--test", "beyond.txt"),
+        "has label 7, which no training video of",
+    ),
+    (
+        (*TUNING, "classifier", "--test", "list.txt", "--", *TUNED, "--mixup", "0"),
+        "mixup is 0.8 there and 0.0 here",
+    ),
+    (("preprocess", "none", "new", "--shards", "2"), "none: no such file or folder"),
+    (("preprocess", "list.txt", "arrays", "--shards", "2"), "input_size is 32 there and 224 here"),
+    (("preprocess", "list.txt", "file", "--shards", "2"), "file is a file; name a folder"),
+    (("pipeline", "none", *CHAIN[2:], "new", "--out", "other"), "none: no such file or folder"),
+    ((*CHAIN, "arrays", "--out", "new"), "input_size is 32 there and 224 here"),
+    ((*CHAIN, "new", "--out", "run"), "epochs is 2 there and 800 here"),
+    (
+        (
+            *CHAIN,
+            "new",
+            "--out",
+            "other",
+            "--",
+            "--init",
+            "none",
+            *AS_TRAINED,
+            "--patch-size",
+            "16",
+        ),
+        "none: no such file",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WOULD_FAIL)
+def test_a_job_that_would_fail_is_refused(slurm, words, message, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    before = sorted(os.listdir(trained))
+    done = slurm(*words)
+    assert done.returncode in (1, 2)
+    assert re.search(message, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("(the job would fail; --no-check makes the script all the same)\n")
+    assert done.stdout == ""
+    done = slurm(words[0], "--no-check", *words[1:])
+    assert done.returncode == 0
+    assert "#!/bin/bash\n" in done.stdout
+    assert re.fullmatch("(note: Slurm runs this only where .* exists; .*\n)*", done.stderr)
+    assert sorted(os.listdir(trained)) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (*AGAIN, "4"),
+        # The same effective batch from two processes.
+        (*TRAINING, "run", "--nodes", "2", "--", *AS_TRAINED, "--batch-size", "2"),
+        (*TRAINING, "run", "--gpus-per-node", "4", "--", *AS_TRAINED, "--batch-size", "1"),
+        # The nodes decide on the precision.
+        (*TRAINING, "new", "--", *AS_TRAINED, "--batch-size", "4", "--resume", "run"),
+        (*WITH_ARRAYS, "arrays", "--", *AS_TRAINED),
+        (*TRAINING, "new", "--", *AS_TRAINED, "--init", "run"),
+        (*TUNING, "new", "--test", "list.txt", "--", "--allow-overlap"),
+        (*TUNING, "classifier", "--test", "list.txt", "--", *TUNED, "--batch-size", "4"),
+        ("preprocess", "list.txt", "arrays", "--shards", "3", "--", "--input-size", "32"),
+        # Arrays and list are made by the jobs before.
+        (*CHAIN, "new", "--out", "other", "--", *AS_TRAINED),
+        (*CHAIN, "few", "--out", "other", "--", *AS_TRAINED),
+    ],
+)
+def test_a_job_that_would_not_fail_is_printed(slurm, words, trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    before = sorted(os.listdir(trained))
+    done = slurm(*words)
+    assert done.returncode == 0, done.stderr
+    assert "#!/bin/bash\n" in done.stdout
+    assert sorted(os.listdir(trained)) == before
+
+
+def test_a_chain_goes_on_with_a_run_whose_list_it_makes(slurm, trained, tmp_path, monkeypatch):
+    """The list of the run may be shorter, where videos could not be decoded."""
+    monkeypatch.chdir(trained)
+    words = (*CHAIN, tmp_path / "few", "--out", tmp_path / "run")
+    whole = (trained / "list.txt").read_text()
+    shorter = trained / "shorter.txt"
+    shorter.write_text(whole[: whole.rindex("\n", 0, -1) + 1])
+    given = dataclasses.replace(config(shorter, tmp_path / "run"), saliency_root="arrays")
+    assert train(given) == 0
+    shorter.unlink()
+    options = (*AS_TRAINED, "--batch-size", "4")
+    done = slurm(*words, "--", *options)
+    assert done.returncode == 0, done.stderr
+    done = slurm(*words, "--", *options, "--hflip")
+    assert "hflip is False there and True here" in done.stderr
+
+
+def test_weights_to_start_from_say_how_large_the_arrays_are(slurm, videos, tmp_path):
+    weights, out = tmp_path / "weights.pt", tmp_path / "run"
+    shape = model_config("tiny", image_size=96, patch_size=8)
+    torch.save(
+        {"model": VideoMAE(shape).state_dict(), "config": dataclasses.asdict(shape)}, weights
+    )
+    words = ("pipeline", videos, "--saliency-root", tmp_path / "arrays", "--out", out)
+    words = (*words, "--shards", "2", "--output", tmp_path / "scripts")
+    done = slurm(*words, "--", "--init", weights)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "scripts/preprocess.sh").read_text()
+    assert "  --input-size 96\n  --patch-size 8\n" in text
+    done = slurm(
+        "train", "--data", videos, "--out", out, "--", "--init", weights, "--model", "base"
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "weights.pt: is a tiny model (192 wide, 12 deep), --model is a base model" in done.stderr
+    weights.unlink()  # it may be made by an earlier job
+    done = slurm("train", "--no-check", "--data", videos, "--out", out, "--", "--init", weights)
+    assert done.returncode == 0, done.stderr
+    words = (words[0], "--no-check", *words[1:])
+    done = slurm(*words, "--", "--init", weights)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "the sizes of the arrays follow from it; give --input-size and" in done.stderr
+    done = slurm(*words, "--", "--init", weights, "--input-size", "96", "--patch-size", "8")
+    assert done.returncode == 0, done.stderr
 
 
 def test_gpus_have_a_process_each(slurm, videos, tmp_path):
@@ -507,7 +707,7 @@ REFUSED = [
     ((*TRAIN, "--output", "a", "--submit"), "give one of them"),
     ((*TRAIN, "--output", "a", "--setup", "fi"), "not what bash understands"),
     (("train", "--data", "MISSING", "--out", "RUN", "--submit"), "MISSING: no such file or folder"),
-    ((*TRAIN, "--submit", "--", "--init", "MISSING"), "MISSING: no such file or folder"),
+    ((*TRAIN, "--submit", "--", "--init", "MISSING"), "MISSING: no such file"),
     (("preprocess", "VIDEOS", "RUN"), "Missing option '--shards'"),
     ((*ARRAY, "0"), "0 is not in the range"),
     ((*ARRAY, "2", "--nodes", "2"), "No such option '--nodes'"),
@@ -549,13 +749,80 @@ def test_without_slurm_it_says_so(slurm, videos, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(commands))
     done = slurm(*words, "--submit")
     assert done.returncode == 1
-    assert "there is no squeue here: submit from a machine of the cluster" in done.stderr
+    assert "there is no sbatch here: use a machine of the cluster, or write the s" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["commands", "videos"]
     done = slurm(*words, "--output", tmp_path / "job.sh")
     assert done.returncode == 0
     shown = slurm("status", tmp_path / "run")
     assert shown.returncode == 0
     assert "  done     nothing yet" in shown.stdout
     assert "  queue    not asked: there is no squeue here" in shown.stdout
+
+
+# What Slurm 22.05 says.
+ANSWERS = {
+    "not configured": (
+        "squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+        "squeue: error: fetch_config: DNS SRV lookup failed\n"
+        "squeue: error: _establish_config_source: failed to fetch config\n"
+        "squeue: fatal: Could not establish a configuration source\n",
+        "Slurm is not set up on this machine, which has no slurm.conf: use a machine of",
+    ),
+    "no file": (
+        "squeue: error: s_p_parse_file: cannot stat file /x: No such file or directory\n"
+        "squeue: error: ClusterName needs to be specified\n"
+        "squeue: fatal: Unable to process configuration file\n",
+        "Slurm is not set up on this machine, which has no slurm.conf: use a machine of",
+    ),
+    "silent": (
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n",
+        "Slurm's controller does not answer squeue: try again later",
+    ),
+    "other": ("squeue: error: Invalid user\n", "squeue fails: squeue: error: Invalid user"),
+}
+
+
+@pytest.mark.usefixtures("pretended")
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_where_slurm_does_not_answer(slurm, kind, videos, tmp_path):
+    raw, expected = ANSWERS[kind]
+    (tmp_path / "raw").write_text(raw)
+    (tmp_path / "commands/squeue").write_text(f"#!/bin/bash\ncat {tmp_path}/raw >&2\nexit 1\n")
+    for out, words in (
+        ("run", ("train", "--data", videos)),
+        ("arrays", ("preprocess", videos, tmp_path / "arrays", "--shards", "2")),
+    ):
+        to_run = ("--out", tmp_path / "run") if out == "run" else ()
+        done = slurm(*words, *to_run, "--submit")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"savimae: {expected}")
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / out).exists()
+        assert slurm(*words, *to_run, "--output", tmp_path / "job.sh").returncode == 0
+        # All else is still shown, but nothing is submitted a second time.
+        done = slurm("status", tmp_path / out)
+        assert done.returncode == 0
+        assert f"  queue    not asked: {expected}" in done.stdout
+        assert "  done     " in done.stdout
+        done = slurm("status", tmp_path / out, "--resubmit")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"savimae: {expected}")
+    assert not (tmp_path / "sbatch.txt").exists()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_submitting_without_sbatch(slurm, videos, tmp_path, monkeypatch):
+    commands = tmp_path / "commands"
+    (commands / "sbatch").unlink()
+    (commands / "bash").symlink_to(shutil.which("bash"))
+    monkeypatch.setenv("PATH", str(commands))
+    done = slurm("train", "--data", videos, "--out", tmp_path / "run", "--submit")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "savimae: there is no sbatch here: use a machine of the cluster, or write the script with "
+        "--output and take it there\n"
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_logs_go_where_slurm_can_write_them(slurm, videos, tmp_path):
@@ -783,3 +1050,50 @@ def test_broken_notes_are_one_line(slurm, videos, tmp_path):
         assert (done.returncode, done.stdout) == (1, "")
         assert "not what savimae notes of a job" in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shards": 0}, {"shards": 10**9}, {"shards": True}, {"shards": 1.5}, {"name": [1]},
+        {"logs": None}, {"source": "a\0b"}, {"root": "\ud800"}, {"limit": -1}, {"script": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_notes_of_other_values_are_one_line(slurm, videos, tmp_path, change):
+    out = tmp_path / "out"
+    slurm("preprocess", videos, out, "--shards", "3", "--output", tmp_path / "job.sh")
+    path = out / "slurm/preprocess.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    done = slurm("status", out)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "not what savimae notes of a job" in done.stderr
+
+
+def test_failures_of_any_content_do_not_hide_the_status(slurm, videos, tmp_path):
+    out = tmp_path / "out"
+    slurm("preprocess", videos, out, "--shards", "3", "--output", tmp_path / "job.sh")
+    lines = ["[" * 100_000, '{"path": [1], "reason": "x"}', '{"path": "a", "reason": "\\ud800"}']
+    (out / "failures.jsonl").write_text("\n".join(lines) + "\n")
+    done = slurm("status", out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  done     0 of" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("templates = ~", "no such folder of templates"),
+        ("time = 1-2-3", "time '1-2-3'"),
+        ("program = 'x", "--program 'x"),
+        ("account = a\\b", "a backslash"),
+    ],
+)
+def test_errors_that_may_be_a_profiles_name_it(slurm, videos, tmp_path, line, message):
+    (tmp_path / "site.ini").write_text(f"[all]\n{line}\n")
+    done = slurm(
+        "preprocess", videos, tmp_path / "out", "--shards", "2", "--profile", tmp_path / "site.ini"
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "site.ini as well" in done.stderr

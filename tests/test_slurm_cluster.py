@@ -269,7 +269,8 @@ def test_finetuning_on_two_nodes_stops_in_its_test_and_goes_on(data, expected, t
     (job,) = submit("finetune", expected, "--train", data, "--test", data, "--out", out,
                     "--nodes", "2", "--program", program(tmp_path / "hooked.py",
                                                          IN_TRAINING + IN_A_TEST),
-                    "--submit", "--", *words, "--batch-size", "2", cwd=tmp_path)  # fmt: skip
+                    "--submit", "--", *words, "--batch-size", "2", "--allow-overlap",
+                    cwd=tmp_path)  # fmt: skip
     (ended,) = finish(job).values()
     text = log(out, f"finetune-{job}.log")
     assert (ended.state, ended.code, ended.restarts) == ("COMPLETED", 0, 1), text
@@ -278,7 +279,13 @@ def test_finetuning_on_two_nodes_stops_in_its_test_and_goes_on(data, expected, t
     assert "goes on when Slurm starts it again" in first
     assert "resuming at step 3, 0 left of 3" in second
     config = FinetuneConfig(
-        str(data), str(here), checkpoint=str(expected), test=str(data), batch_size=4, **small
+        str(data),
+        str(here),
+        checkpoint=str(expected),
+        test=str(data),
+        batch_size=4,
+        allow_overlap=True,
+        **small,
     )
     assert finetune(config) == 0
     assert np.allclose(losses(out), losses(here), rtol=0, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import resource
 import shutil
 import signal
@@ -30,10 +31,10 @@ from training import (
 )
 
 from savimae.checkpoint import last_checkpoint, read_training_checkpoint
-from savimae.convert import load_model
+from savimae.convert import convert, load_model
 from savimae.errors import EXIT_STOPPED, SavimaeError, UsageError
 from savimae.loop import SaveEvery, make_optimizer
-from savimae.model import build_model
+from savimae.model import build_model, model_config
 from savimae.preprocess import ArrayJob, RunOptions, process
 from savimae.train import Pretraining, TrainConfig, train
 
@@ -243,6 +244,31 @@ def test_foreign_checkpoints_are_refused(data, tmp_path, content):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("step", "3"), ("step", -1), ("step", 10**9), ("step", True), ("interval", [1.0]),
+        ("interval", ["a"]), ("optimizer", {}), ("optimizer", None), ("model", {}),
+        ("settings", [1]), ("settings", {"seed": torch.zeros(3)}),
+        ("exp_avg", torch.zeros(3)), ("exp_avg", torch.zeros(3, 3).to_sparse()), ("exp_avg", None),
+        ("weight_decay", "x"), ("betas", (0.0, 0.5)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_damaged_checkpoints_are_one_line(data, uninterrupted, tmp_path, key, value):
+    content = checkpoint(uninterrupted)
+    if key == "exp_avg":
+        content["optimizer"]["state"][0][key] = value
+    elif key in ("weight_decay", "betas"):
+        content["optimizer"]["param_groups"][0][key] = value
+    else:
+        content[key] = value
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(content, tmp_path / "checkpoints/last.pt")
+    with pytest.raises(SavimaeError, match=r"last\.pt: .*(damaged|are not those of a run)"):
+        train(config(data, tmp_path))
+
+
 def test_other_settings_are_refused(data, uninterrupted, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(uninterrupted, run)
@@ -319,8 +345,57 @@ def test_init_starts_from_weights(data, uninterrupted, tmp_path):
     assert train(config(data, tmp_path / "run", init=weights, **ACCUMULATED)) == 0
     # It goes on from where the other ended, rather than from where it began.
     assert losses(tmp_path / "run")[0] < losses(uninterrupted)[0] - 0.02
-    with pytest.raises(SavimaeError, match=r"parameters do not fit the model"):
-        train(config(data, tmp_path / "other", init=weights, model="small"))
+
+
+def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capfd):
+    """Typed options overrule it where parameters do not depend on them, else must agree."""
+    weights = tmp_path / "weights.pt"
+    convert(str(uninterrupted), str(weights), "savimae")
+    plain = dict.fromkeys(("model", "decoder_depth", "input_size", "num_frames"))
+    options = {**ACCUMULATED, **plain, "init": str(weights)}
+    of_run = config(data, tmp_path / "run", **options)
+    shape = of_run.of_model()
+    assert (shape.encoder_dim, shape.decoder_depth) == (192, 1)
+    assert (shape.image_size, shape.num_frames) == (32, 4)
+    assert of_run.of_clips().num_frames == 4
+    assert of_run.of_masks().n_tokens == 8
+    assert train(of_run) == 0
+    printed = capfd.readouterr().out
+    assert "clips of 4 frames, 2 apart, 32x32" in printed
+    assert "a tiny model (192 wide, 12 deep): " in printed
+    other = config(data, tmp_path / "x", **options | {"input_size": 64, "num_frames": 8})
+    assert (other.of_model().image_size, other.of_model().n_tokens) == (64, 64)
+    published = dataclasses.replace(
+        other, model="pretrain_videomae_tiny_patch16_48", input_size=None
+    )
+    assert published.of_model().image_size == 48
+    for changes, message in (
+        ({"model": "small"}, "weights.pt: is a tiny model (192 wide, 12 deep), --model is a small "
+                             "model (384 wide, 12 deep); leave --model out"),
+        ({"decoder_depth": 4}, "decoder_depth is 4, that of"),
+        ({"tubelet_size": 1}, "tubelet_size is 1, that of"),
+        ({"patch_size": 8}, "weights.pt is 16; leave --patch-size out to go on with the latter"),
+        ({"model": "pretrain_videomae_tiny_patch8_32"}, "patch_size is 8, that of"),
+        ({"input_size": 40}, "image_size 40 is not a multiple of patch_size 16"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(message)):
+            train(config(data, tmp_path / "x", **options | changes))
+    assert not (tmp_path / "x").exists()
+    # The same command again, after the weights are gone: the run has its shape recorded.
+    weights.unlink()
+    capfd.readouterr()
+    assert train(dataclasses.replace(of_run)) == 0
+    assert "steps are done" in capfd.readouterr().out
+    with pytest.raises(UsageError, match=r"image_size is 32 there and 64 here.*give it to --init"):
+        train(dataclasses.replace(of_run, input_size=64))
+    with pytest.raises(SavimaeError, match=r"weights\.pt: no such file"):
+        train(dataclasses.replace(of_run, out=str(tmp_path / "x")))
+
+
+def test_without_weights_the_defaults_are_those_of_base(data, tmp_path):
+    shape = TrainConfig(str(data), str(tmp_path)).of_model()
+    assert shape == model_config("base")
+    assert (shape.image_size, shape.num_frames, shape.decoder_depth) == (224, 16, 4)
 
 
 # --------------------------------------------------------------------------- what goes wrong
@@ -430,6 +505,39 @@ def test_compiling_without_a_compiler(data, tmp_path, monkeypatch):
         train(config(data, tmp_path / "run", compile=True))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mask-ratio", "0.5"], "--mask-ratio has no effect on savi masks; give --salient-mask"),
+        (["--mask-type", "tube", "--salient-mask-ratio", "0.2"], "no effect on tube masks; give"),
+        (["--mask-type", "random", "--nonsalient-mask-ratio", "0.2"], "no effect on random masks"),
+        (["--root", "x"], "--root says where the paths of a list start"),
+    ],
+)
+def test_options_without_effect_are_refused(data, tmp_path, words, message):
+    source = data.parent / "videos"
+    done = savimae("train", "--data", source, "--out", tmp_path / "run", *words)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_video_that_is_listed_twice_is_two_samples(data, tmp_path):
+    """With masks of their own; what two different videos may not do is share one array."""
+    text = data.read_text()
+    doubled = data.parent / "doubled.txt"
+    doubled.write_text(text + text.splitlines()[-1] + "\n")
+    run = config(doubled, tmp_path / "run", epochs=1, batch_size=12, lr=1e-3)
+    assert train(run) == 0
+    assert log_of(tmp_path / "run")[0]["step"] == 1
+    assert checkpoint(tmp_path / "run")["settings"]["videos"].startswith("12 (")
+    alike = data.parent / "alike.txt"
+    alike.write_text(text + "c0/v00.avi 0\n")  # v00 is a folder of frames
+    (tmp_path / "arrays").mkdir()
+    with pytest.raises(UsageError, match=r"c0/v00 and .*c0/v00.avi: both would be written to c0"):
+        train(config(alike, tmp_path / "b", saliency_root=str(tmp_path / "arrays")))
+
+
 def test_a_list_of_random_bytes(tmp_path):
     random_bytes(tmp_path / "list.txt")
     done = savimae(*command(tmp_path / "list.txt", tmp_path / "run"))
@@ -461,7 +569,7 @@ def test_the_published_command_line(data, tmp_path, monkeypatch):
     assert given == TrainConfig(
         str(data), str(tmp_path / "run"), saliency_root=str(tmp_path / "arrays"),
         model="pretrain_videomae_base_patch16_224", input_size=224, num_frames=16,
-        batch_size=2, epochs=30, device="cpu",
+        batch_size=2, epochs=30, device="cpu", salient_mask_ratio=0.85, nonsalient_mask_ratio=0.95,
     )  # fmt: skip
     assert given.of_model().encoder_dim == 768
 
@@ -508,7 +616,8 @@ def test_weight_decay_spares_biases_norms_and_the_mask_token():
 
 def test_losses_of_salient_and_other_tokens_make_up_the_whole(data, tmp_path):
     run = tmp_path / "run"
-    assert train(config(data, run, mask_type="random", mask_ratio=0.5, batch_size=11)) == 0
+    masks = {"salient_mask_ratio": None, "nonsalient_mask_ratio": None, "mask_ratio": 0.5}
+    assert train(config(data, run, mask_type="random", **masks, batch_size=11)) == 0
     first = log_of(run)[0]
     assert first["visible_tokens"] == 4
     low, high = sorted([first["loss_salient"], first["loss_other"]])
@@ -546,6 +655,40 @@ def test_decoder_masks_and_clipping_and_checkpointed_activations(data, tmp_path)
     assert all(line["grad_norm"] > 0.05 for line in log_of(tmp_path / "a"))
     assert train(config(data, tmp_path / "c", decoder_mask_ratio=0.5, batch_size=4)) == 0
     assert losses(tmp_path / "a")[-1] != losses(tmp_path / "c")[-1]
+    assert checkpoint(tmp_path / "a")["settings"]["decoder_mask_start"] == "drawn for each clip"
+
+
+def test_training_decodes_every_masked_token_sooner_or_later(data, tmp_path, monkeypatch):
+    from savimae.train import Batch
+
+    seen: list[Batch] = []
+    original = Pretraining.loss
+    monkeypatch.setattr(Pretraining, "loss", lambda self, b: seen.append(b) or original(self, b))
+    changes = {"decoder_mask_ratio": 0.5, "mask_type": "random", "epochs": 4, "input_size": 64}
+    ratios = {"salient_mask_ratio": None, "nonsalient_mask_ratio": None, "mask_ratio": 0.75}
+    assert train(config(data, tmp_path / "run", **changes, **ratios)) == 0
+    decoded = torch.cat([batch.decoded for batch in seen])
+    masked = torch.cat([batch.mask for batch in seen])
+    assert decoded.any(0).all()
+    assert int(decoded.sum()) == pytest.approx(int(masked.sum()) / 2, rel=0.2)
+
+
+def test_runs_from_before_starts_were_drawn_are_not_continued(data, tmp_path):
+    """They never decoded half of the tokens. Without a decoder mask nothing has changed."""
+    for ratio in (0.5, 0.0):
+        run = config(data, tmp_path / str(ratio), decoder_mask_ratio=ratio, epochs=1)
+        assert train(run) == 0
+        path = tmp_path / str(ratio) / "checkpoints" / "last.pt"
+        content = torch.load(path, weights_only=True)
+        content["settings"].pop("decoder_mask_start", None)
+        content["config"]["decoder_mask_ratio"] = ratio  # where it stood
+        torch.save(content, path)
+        if ratio:
+            with pytest.raises(UsageError, match="decoder_mask_start is None there and 'drawn"):
+                train(run)
+        else:
+            assert train(run) == 0
+        assert load_model(str(path)).config.encoder_dim == 192
 
 
 def test_bf16_runs_and_resumes(data, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
 
 import av
 import numpy as np
@@ -293,7 +295,7 @@ def test_a_broken_frame_fails_its_video_and_is_named(tmp_path):
     with pytest.raises(VideoError, match=r"frame img_00007\.jpg: .*truncated"):
         gray_frames(folder)
     random_bytes(folder / "img_00007.jpg")
-    with pytest.raises(VideoError, match=r"frame img_00007\.jpg: not an image"):
+    with pytest.raises(VideoError, match=r"frame img_00007\.jpg: not a JPEG or PNG"):
         gray_frames(folder)
 
 
@@ -339,3 +341,64 @@ def test_truncated_real_clips_fail(clips, tmp_path, share):
         copy.write_bytes(clip.read_bytes())
         with pytest.raises(VideoError):
             gray_frames(truncate(copy, share))
+
+
+@pytest.mark.parametrize("place", [9, 19])  # in the middle, and the last one
+def test_a_matroska_file_whose_blocks_are_lost_fails(tmp_path, place):
+    path = encode(tmp_path / "v.mkv", moving_frames(20), "ffv1")
+    whole = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    # Before the data: id 0xa3, two bytes of size, four of track, time and flags.
+    block = whole.index(packets[place]) - 7
+    assert whole[block] == 0xA3
+    for damage in (b"\0", b"\xa3\x7f\xfe", b"\xa3\xff"):
+        path.write_bytes(whole[:block] + damage + whole[block + len(damage) :])
+        with pytest.raises(VideoError, match=rf"damaged at byte {block}: "):
+            gray_frames(path)
+    segment = whole.index(b"\x18\x53\x80\x67")
+    path.write_bytes(whole[:segment] + b"\0" + whole[segment:])
+    with pytest.raises(VideoError, match="segment of Matroska does not follow its header"):
+        gray_frames(path)
+    path.write_bytes(whole[: segment + 4] + b"\x80" + whole[segment + 12 :])  # a size of 0
+    with pytest.raises(VideoError, match="ends before its first cluster"):
+        gray_frames(path)
+    path.write_bytes(whole)
+    assert len(gray_frames(path)) == 20
+
+
+def test_a_codec_that_nobody_knows(tmp_path):
+    path = encode(tmp_path / "v.avi", moving_frames(3))
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"?!?!"))
+    with pytest.raises(VideoError, match="of no known codec"):
+        gray_frames(path)
+
+
+def test_other_formats_in_disguise_are_refused(tmp_path):
+    write_frames(tmp_path / "v", moving_frames(3))
+    Image.fromarray(moving_frames(1)[0]).save(tmp_path / "v/img_00002.jpg", "TIFF")
+    with pytest.raises(VideoError, match=r"img_00002\.jpg: not a JPEG or PNG image"):
+        gray_frames(tmp_path / "v")
+
+
+def test_a_large_frame_warns_of_nothing(tmp_path):
+    write_frames(tmp_path / "v", moving_frames(2))
+    done = subprocess.run(
+        [sys.executable, "-c", """
+import sys
+from PIL import Image
+from savimae.video import open_video
+Image.MAX_IMAGE_PIXELS = 64 * 48 - 1
+print(sum(1 for _ in open_video(sys.argv[1]).gray_planes()))
+""", str(tmp_path / "v")], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("2\n", "")
+
+
+def test_a_frame_of_more_pixels_than_any_video_has(tmp_path, monkeypatch):
+    path = encode(tmp_path / "v.avi", moving_frames(2))  # 64 x 48
+    monkeypatch.setattr("savimae.video.MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(VideoError, match="not decodable, or damaged"):
+        gray_frames(path)
+    monkeypatch.setattr("savimae.video.MAX_PIXELS", 2**20)
+    assert len(gray_frames(path)) == 2
