@@ -96,14 +96,17 @@ def run_case(box: Box, words: list[str], call: Callable[[], Any] = savimae_main)
     """Run `call` with `words` as the command line in a forked process, and judge what it did."""
     said = box.folder / "said"
     report = box.folder / "report.json"
-    # A forked process starts with every page of this one: those are not what the case used.
-    inherited = _kib("VmRSS")
+    beginning = box.folder / "beginning.json"
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
+        # It starts with the pages of this one: those are not what the case used.
+        _write(beginning, _kib("VmRSS"))
         _be_the_case(box, words, call, said, report)
-    status, peak_mib, is_slow = _wait(pid, start, inherited)
+    status, peak_kib, is_slow = _wait(pid, start, _kib("VmRSS") + 1024 * KILL_MIB)
     seconds = time.monotonic() - start
+    inherited_kib = json.loads(beginning.read_bytes()) if beginning.exists() else peak_kib
+    peak_mib = (peak_kib - inherited_kib) // 1024
     found = json.loads(report.read_bytes()) if report.exists() else {}
     seconds = found.get("seconds", seconds)
     mib = max(peak_mib, found.get("asked_mib", 0))
@@ -122,31 +125,24 @@ def run_case(box: Box, words: list[str], call: Callable[[], Any] = savimae_main)
     return result
 
 
-def _wait(pid: int, start: float, inherited: int) -> tuple[int, int, bool]:
-    """Status, peak MiB beyond the `inherited` KiB, and whether it was killed for its time.
-
-    A runaway is killed.
-    """
+def _wait(pid: int, start: float, most_kib: int) -> tuple[int, int, bool]:
+    """Status, peak KiB, and whether it was killed for its time. Above `most_kib` it is killed."""
     is_slow = False
     peak_kib = 0
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
-            return status, _mib(max(peak_kib, usage.ru_maxrss) - inherited), is_slow
+            return status, max(peak_kib, usage.ru_maxrss), is_slow
         with contextlib.suppress(OSError, IndexError, ValueError):
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
             peak_kib = max(peak_kib, pages * os.sysconf("SC_PAGE_SIZE") // 1024)
         is_slow = time.monotonic() - start > LIMIT_S
-        if is_slow or _mib(peak_kib - inherited) > KILL_MIB:
+        if is_slow or peak_kib > most_kib:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             _, status, usage = os.wait4(pid, 0)
-            return status, _mib(max(peak_kib, usage.ru_maxrss) - inherited), is_slow
+            return status, max(peak_kib, usage.ru_maxrss), is_slow
         time.sleep(POLL_S)
-
-
-def _mib(kib: int) -> int:
-    return max(kib, 0) // 1024
 
 
 def _be_the_case(

@@ -195,27 +195,37 @@ def _take(folder: str, path: str, me: Writer) -> None:
 
 
 def _replace_dead(folder: str, path: str, me: Writer) -> bool:
-    """Replace the note of a dead process by this one's; False if another was faster."""
-    found = _read(path)
-    if found is None:
+    """Replace the note of a dead process by this one's; False if another one changed it meanwhile.
+
+    The successor of a dead process is the one that creates the file `PATH.after-TOKEN`, named after
+    the dead one's note; it then renames that file to PATH. A successor that died before it did has
+    a successor in the same way. Notes of the dead stay until PATH has been replaced: removed any
+    sooner, a process that has just found one of them dead could remove a live one's in its place.
+    """
+    first = _read(path)
+    dead: list[str] = []
+    note, successor = first, path
+    while note is not None:
+        _refuse_if_alive(folder, successor, note, me)
+        successor = f"{path}.after-{note.identity}"
+        if _create(successor, me):
+            return _rename_unless_late(successor, path, first, dead)
+        dead.append(successor)
+        note = _read(successor)
+    return False
+
+
+def _rename_unless_late(successor: str, path: str, first: Note | None, dead: list[str]) -> bool:
+    """Finish a succession, unless another process finished it while this one looked."""
+    now = _read(path)
+    if now is None or first is None or now.identity != first.identity:
+        os.unlink(successor)
         return False
-    if found.identity == me.token:  # another one moved this one's claim
-        return True
-    _refuse_if_alive(folder, path, found, me)
-    # Of several that find the same dead note, the one that creates this file replaces it.
-    claim = f"{path}.after-{found.identity}"
-    if not _create(claim, me):
-        other = _read(claim)
-        if other is not None:
-            _refuse_if_alive(folder, path, other, me)
-            os.unlink(claim)
-        return False
-    again = _read(path)
-    if again is None or again.identity != found.identity:
-        os.unlink(claim)
-        return False
-    os.replace(claim, path)
-    return False  # whose claim it was is seen the next time
+    os.replace(successor, path)
+    for each in dead:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(each)
+    return True
 
 
 def _refuse_other_counts(folder: str, count: int, me: Writer) -> None:
