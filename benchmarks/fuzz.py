@@ -60,10 +60,10 @@ from hardware import hardware, versions
 
 from savimae.cli import cli
 from savimae.cli import main as savimae_main
-from savimae.files import TEMPORARY_SUFFIX
 from savimae.kernels.patches import compile_kernels
-from savimae.model import VideoMAE
-from savimae.workers import Counter
+from savimae.model.videomae import VideoMAE
+from savimae.system.files import TEMPORARY_SUFFIX
+from savimae.system.workers import Counter
 
 GOOD = ("right", "refused")
 OUTCOMES = (
@@ -255,21 +255,21 @@ def prepare() -> None:
     import sklearn.pipeline
     import sklearn.preprocessing  # noqa: F401
 
-    import savimae.evaluate
-    import savimae.figures
-    import savimae.finetune
-    import savimae.gallery
-    import savimae.index
-    import savimae.probe
-    import savimae.status
-    import savimae.train
+    import savimae.data.make_list
+    import savimae.judging.evaluate
+    import savimae.judging.pictures
+    import savimae.judging.probe
+    import savimae.judging.reconstruct
+    import savimae.slurm.status
+    import savimae.training.finetune
+    import savimae.training.pretrain
 
     torch.set_num_threads(1)
     torch.set_num_interop_threads(1)
     compile_kernels()
     with torch.device("meta"):  # which imports a thousand modules when it is first used
         VideoMAE(MICRO)
-    savimae.preprocess.run_tasks = _run_here  # type: ignore[assignment]
+    savimae.saliency.preprocess.run_tasks = _run_here  # type: ignore[assignment]
     for name in list(os.environ):
         if name.startswith(("SLURM", "SAVIMAE", "XDG")):
             del os.environ[name]
@@ -293,9 +293,9 @@ def _run_here(
     function: Callable[[Any], Any], tasks: Iterable[Any], *_: Any
 ) -> Iterator[tuple[Any, Any]]:
     """In place of `workers.run_tasks`: the process of the case is the worker."""
-    import savimae.workers
+    import savimae.system.workers
 
-    savimae.workers._counter = Counter([0.0, 0.0])
+    savimae.system.workers._counter = Counter([0.0, 0.0])
     for task in tasks:
         try:
             result = function(task)

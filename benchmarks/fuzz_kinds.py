@@ -31,7 +31,8 @@ from fuzz_damage import (
 )
 from PIL import Image
 
-from savimae.model import VideoMAE, VideoMAEConfig
+from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import VideoMAE
 
 SIZES = ("--input-size", "32")
 ONE_BY_ONE = ("--device", "cpu", "--precision", "fp32", "--threads", "1")

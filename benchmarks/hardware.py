@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import version
 
-from savimae.cores import available_cores
+from savimae.system.cores import available_cores
 
 
 def hardware() -> dict[str, object]:

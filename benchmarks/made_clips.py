@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from skimage import data
 
-from savimae.video import open_video, write_video
+from savimae.data.video import open_video, write_video
 
 
 def make_clips(folder: str) -> None:

@@ -26,12 +26,15 @@ from typing import Any
 import numpy as np
 from hardware import hardware, versions
 
-from savimae.config import SaliencyConfig
-from savimae.cores import available_cores
+from savimae.data.lists import find_videos, write_list
+from savimae.data.shards import Shard, deal
+from savimae.data.video import write_video
 from savimae.kernels.patches import compile_kernels
-from savimae.lists import find_videos, write_list
-from savimae.preprocess import ArrayJob, RunOptions, Shard, deal, process, survey
-from savimae.video import write_video
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.makers import ArrayMaker
+from savimae.saliency.preprocess import WalkOptions, process
+from savimae.saliency.survey import survey
+from savimae.system.cores import available_cores
 
 N_CLASSES = 700
 
@@ -68,7 +71,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=64)
     options = parser.parse_args()
     n, shards = options.videos, options.shards
-    job = ArrayJob(SaliencyConfig(input_size=32, patch_size=16))
+    job = ArrayMaker(SaliencyConfig(input_size=32, patch_size=16))
     compile_kernels()
     seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as work:
@@ -92,11 +95,11 @@ def main() -> None:
 
         per_video: dict[str, float] = {}
         for workers in sorted({1, available_cores()}):
-            part = RunOptions(workers, Shard(workers, shards), overwrite=True)
+            part = WalkOptions(workers, Shard(workers, shards), overwrite=True)
             wall, report = timed(lambda part=part: process(videos, arrays, job, part), rounds=1)
             per_video[f"part_with_{workers}_workers"] = report.seconds / report.videos
             per_video[f"part_with_{workers}_workers_from_start"] = wall / report.videos
-        process(videos, arrays, job, RunOptions(available_cores()))  # the rest
+        process(videos, arrays, job, WalkOptions(available_cores()))  # the rest
         seconds["survey_of_all"], looked = timed(lambda: survey(found.videos, arrays, job))
         assert not looked.missing
 
@@ -111,8 +114,8 @@ def main() -> None:
                            stdout=subprocess.DEVNULL)  # fmt: skip
 
         seconds["slurm_status"], _ = timed(status)
-        from savimae.model import model_config
-        from savimae.train import check_arrays
+        from savimae.model.config import model_config
+        from savimae.training.pretrain import check_arrays
 
         shape = model_config("tiny", image_size=32)
         seconds["training_checks_arrays"], _ = timed(

@@ -20,7 +20,7 @@ import numpy as np
 from hardware import hardware, versions
 from skimage import data
 
-from savimae.video import write_video
+from savimae.data.video import write_video
 
 N_VIDEOS = 64
 

@@ -28,14 +28,15 @@ from hardware import hardware, versions
 from made_clips import extract_frames, make_clips
 from PIL import Image
 
-from savimae.arrays import write_array
-from savimae.config import SaliencyConfig
-from savimae.cores import available_cores
+from savimae.data.lists import find_videos
+from savimae.data.video import GrayPlane, open_video
 from savimae.kernels import patches as kernels
-from savimae.lists import find_videos
-from savimae.preprocess import ArrayJob, RunOptions, process
-from savimae.saliency import FrameSaliency, patch_chunks
-from savimae.video import GrayPlane, open_video
+from savimae.saliency.arrays import write_array
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.frames import FrameSaliency, patch_chunks
+from savimae.saliency.makers import ArrayMaker
+from savimae.saliency.preprocess import WalkOptions, process
+from savimae.system.cores import available_cores
 
 try:
     import cv2
@@ -152,7 +153,7 @@ def command_rates(sources: list[str], copies: int, work: str) -> dict[str, int]:
     figures = {}
     for workers in (1, available_cores()):
         out = os.path.join(work, f"out-{workers}")
-        report = process(links, out, ArrayJob(CONFIG), RunOptions(workers=workers))
+        report = process(links, out, ArrayMaker(CONFIG), WalkOptions(workers=workers))
         figures[f"{workers} workers"] = round(report.frames / report.seconds)
         shutil.rmtree(out)
     shutil.rmtree(links)

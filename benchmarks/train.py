@@ -28,10 +28,11 @@ import time
 from hardware import hardware, versions
 from made_clips import extract_frames, make_clips
 
-from savimae.config import SaliencyConfig
-from savimae.cores import available_cores
-from savimae.lists import find_videos
-from savimae.preprocess import ArrayJob, RunOptions, process
+from savimae.data.lists import find_videos
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.makers import ArrayMaker
+from savimae.saliency.preprocess import WalkOptions, process
+from savimae.system.cores import available_cores
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 N_VIDEOS = 40
@@ -55,8 +56,8 @@ def prepare(clips: str | None, work: str) -> None:
         else:
             shutil.copytree(os.path.join(work, "frames", f"{index % len(found):02}"), frames)
     for kind in ("videos", "frames"):
-        job = ArrayJob(SaliencyConfig())
-        options = RunOptions(available_cores())
+        job = ArrayMaker(SaliencyConfig())
+        options = WalkOptions(available_cores())
         process(os.path.join(work, kind), os.path.join(work, "arrays", kind), job, options)
 
 

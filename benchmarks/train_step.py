@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from hardware import hardware, versions
 
-from savimae.allocator import keep_memory
-from savimae.masking import MaskSpec, draw_decoded, draw_masks
-from savimae.model import VideoMAE, build_model, model_config, step_flops
-from savimae.randomness import sample_keys
+from savimae.model.config import model_config, step_flops
+from savimae.model.videomae import VideoMAE, build_model
+from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
+from savimae.samples.randomness import sample_keys
+from savimae.system.allocator import keep_memory
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

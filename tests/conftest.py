@@ -67,7 +67,7 @@ def cluster() -> Iterator[str]:
         pytest.fail(f"under CI Slurm must be installed: there is no {', '.join(missing)}")
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)})")
-    script = Path(__file__).parent / "local_slurm.sh"
+    script = Path(__file__).parent / "slurm" / "local_slurm.sh"
     folder = tempfile.mkdtemp(prefix="savimae-", dir="/tmp")  # short, for Unix sockets
     started = subprocess.run(
         ["bash", script, "start", folder, "2"], capture_output=True, text=True, check=False

@@ -20,7 +20,7 @@ from numba import float32, int64, uint8, uint64
 
 from savimae.kernels._jit import compile_lock, jit
 from savimae.kernels.luma import luma
-from savimae.kernels.resize import ResizeBuffers, resize
+from savimae.kernels.resize import ResizeBuffers, resize, resize_buffers
 from savimae.kernels.rgb import luma_rgb, resize_rgb
 
 
@@ -108,28 +108,23 @@ def _peak(darkest, brightest, mean):
 
 
 @jit
-def frame_patches(
-    plane, height, width, x_starts, x_taps, y_starts, y_taps,
-    words, columns, column_bytes, sums, turned, gray,
-    patch_size, smallest_level, low, high, out,
-):  # fmt: skip
+def frame_patches(plane, height, width, buffers, patch_size, smallest_level, out):
     """Gray plane -> salient patches, everything in one call.
 
-    plane uint8 C-contiguous, its top left [height, width] is the frame; the arrays up to `gray` are
-    those of `ResizeBuffers`; low, high uint8 [n, n] are scratch. Writes out uint8 [n, n]: 1 where
-    the patch is salient, else 0.
+    plane uint8 C-contiguous, its top left [height, width] is the frame; `buffers` as of `resize`.
+    Writes out uint8 [n, n]: 1 where the patch is salient, else 0.
     """
-    resize(
-        plane, height, width, x_starts, x_taps, y_starts, y_taps,
-        words, columns, column_bytes, sums, turned, gray,
-    )  # fmt: skip
-    size = x_taps.shape[0]
+    resize(plane, height, width, buffers)
+    gray = ResizeBuffers(*buffers).gray
+    size = gray.shape[0]
+    low = np.empty(out.shape, np.uint8)
+    high = np.empty(out.shape, np.uint8)
     total = patch_extrema(gray, size, patch_size, low, high)
     mean = _mean(total, size * size)
     darkest, brightest = _frame_range(low, high)
     peak = _peak(darkest, brightest, mean)
-    for j in range(low.shape[0]):
-        for i in range(low.shape[1]):
+    for j in range(out.shape[0]):
+        for i in range(out.shape[1]):
             value = max(_map_value(low[j, i], mean, peak), _map_value(high[j, i], mean, peak))
             out[j, i] = uint8(value >= smallest_level)
 
@@ -152,11 +147,10 @@ def saliency_map(gray, size, out):
 
 
 @jit
-def map_patches(gray, size, patch_size, smallest_level, low, high, out):
-    """Saliency map gray uint8 [S, >= S] -> salient patches; writes out uint8 [n, n] of 0 and 1.
-
-    low, high uint8 [n, n] are scratch.
-    """
+def map_patches(gray, size, patch_size, smallest_level, out):
+    """Saliency map gray uint8 [S, >= S] -> salient patches; writes out uint8 [n, n] of 0 and 1."""
+    low = np.empty(out.shape, np.uint8)
+    high = np.empty(out.shape, np.uint8)
     patch_extrema(gray, size, patch_size, low, high)
     for j in range(out.shape[0]):
         for i in range(out.shape[1]):
@@ -167,18 +161,18 @@ def compile_kernels() -> None:
     """Compile every kernel, or load it from the cache, once for all processes that share it."""
     plane = np.zeros((2, 2), np.uint8)
     plane.flags.writeable = False  # planes belong to the decoder: kernels see them read-only
-    buffers = ResizeBuffers(2, 2, 2)
-    low, high, out = (np.zeros((1, 1), np.uint8) for _ in range(3))
+    buffers = resize_buffers(2, 2, 2)
+    out = np.zeros((1, 1), np.uint8)
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels.flags.writeable = False
     with compile_lock(frame_patches):
         luma(pixels)
-        frame_patches(plane, 2, 2, *buffers.arguments(), 2, 128, low, high, out)
-        resize(plane, 2, 2, *buffers.arguments())
+        frame_patches(plane, 2, 2, tuple(buffers), 2, 128, out)
+        resize(plane, 2, 2, tuple(buffers))
         saliency_map(buffers.gray, 2, np.zeros((2, 2), np.uint8))
-        map_patches(buffers.gray, 2, 2, 128, low, high, out)
+        map_patches(buffers.gray, 2, 2, 128, out)
         frame = np.zeros((2, 2, 3), np.uint8)
         frame.flags.writeable = False
         planes, rgb = np.zeros((3, 2, 2), np.uint8), np.zeros((2, 2, 3), np.uint8)
-        resize_rgb(frame, 0, 0, 2, 2, False, *buffers.arguments(), planes, rgb)
+        resize_rgb(frame, 0, 0, 2, 2, False, tuple(buffers), planes, rgb)
         luma_rgb(rgb, np.zeros((2, 2), np.uint8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from numba import uint8, uint32
 
 from savimae.kernels._jit import jit
-from savimae.kernels.resize import resize
+from savimae.kernels.resize import ResizeBuffers, resize
 
 
 @jit
@@ -27,24 +27,17 @@ def split_channels(pixels, top, left, height, width, planes):
 
 
 @jit
-def resize_rgb(
-    pixels, top, left, height, width, mirrored,
-    x_starts, x_taps, y_starts, y_taps, words, columns, column_bytes, sums, turned, gray,
-    planes, out,
-):  # fmt: skip
+def resize_rgb(pixels, top, left, height, width, mirrored, buffers, planes, out):
     """Part of a frame -> out uint8 [size, size, 3], its columns reversed if `mirrored`.
 
-    pixels uint8 [H, W, 3], C-contiguous; the part is [height, width] from (top, left). The arrays
-    from x_starts to gray are those of `ResizeBuffers(height, width, size)`; planes uint8
-    [3, height, width] is scratch.
+    pixels uint8 [H, W, 3], C-contiguous; the part is [height, width] from (top, left). `buffers` as
+    of `resize`; planes uint8 [3, height, width] is scratch.
     """
     split_channels(pixels, top, left, height, width, planes)
     size = out.shape[0]
+    gray = ResizeBuffers(*buffers).gray
     for channel in range(3):
-        resize(
-            planes[channel], height, width, x_starts, x_taps, y_starts, y_taps,
-            words, columns, column_bytes, sums, turned, gray,
-        )  # fmt: skip
+        resize(planes[channel], height, width, buffers)
         for y in range(size):
             if mirrored:
                 for x in range(size):

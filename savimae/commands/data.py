@@ -1,0 +1,239 @@
+"""The commands that look at videos and make arrays: options -> one call."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from savimae.commands.options import (
+    PATH,
+    array_options,
+    saliency_config,
+    saliency_options,
+    walk_options,
+)
+from savimae.system.errors import EXIT_FAILURE, SavimaeError, UsageError, shown
+
+if TYPE_CHECKING:
+    from savimae.saliency.makers import Maker
+    from savimae.saliency.preprocess import WalkOptions
+
+
+def _walk_options(
+    *,
+    workers: int | None,
+    shard: str,
+    overwrite: bool,
+    limit: int | None,
+    root: str | None,
+    list_path: str | None = None,
+) -> WalkOptions:
+    from savimae.data.shards import Shard
+    from savimae.saliency.preprocess import WalkOptions
+    from savimae.system.cores import available_cores
+
+    try:
+        part = Shard.parse(shard)
+    except ValueError as error:
+        raise UsageError(f"--shard {error}") from None
+    return WalkOptions(workers or available_cores(), part, overwrite, limit, list_path, root)
+
+
+def _walk(source: str, out: str, maker: Maker, **walk: Any) -> int:
+    """Make the outputs of a data set and print a summary; returns the exit code."""
+    from savimae.saliency.preprocess import process
+
+    report = process(source, out, maker, _walk_options(**walk))
+    click.echo(f"{shown(out)}: {report.summary()}")
+    return EXIT_FAILURE if report.failures else 0
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@saliency_options
+@array_options
+@walk_options
+@click.option("--check", is_flag=True, help="Compute nothing; exit with 1 if an array is missing.")
+@click.option(
+    "--allow-missing", type=click.IntRange(0), metavar="N", help="With --check: up to N may be."
+)
+def preprocess(
+    source: str,
+    out: str,
+    input_size: int,
+    patch_size: int,
+    threshold: float,
+    dtype: str,
+    check: bool,
+    allow_missing: int | None,
+    **walk: Any,
+) -> int:
+    """Compute the salient patches of every video: one array a video.
+
+    SOURCE is a folder of videos or of frame folders, a list file, or one video. OUT mirrors its
+    structure: Class/video.npy, [frames, patches down, patches across], 1 where salient.
+
+    Run it again to go on after an interruption: finished videos are skipped.
+    """
+    from savimae.saliency.makers import ArrayMaker
+
+    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    maker = ArrayMaker(config, dtype)
+    if not check:
+        if allow_missing is not None:
+            raise UsageError("--allow-missing goes with --check")
+        return _walk(source, out, maker, **walk)
+    if walk["overwrite"]:
+        raise UsageError("--check computes nothing, and so cannot --overwrite")
+    if walk["workers"] is not None:
+        raise UsageError("--check computes nothing, and so needs no --workers")
+    return _check(source, out, maker, allow_missing or 0, **walk)
+
+
+def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> int:
+    """Print what is there and what is missing; returns the exit code."""
+    from savimae.saliency.preprocess import check
+
+    looked, unreadable = check(source, out, maker, _walk_options(**walk), allowed)
+    missing = [shown(video.path) for video in looked.missing]
+    missing += [f"{shown(path)}: {reason}" for path, reason in unreadable]
+    for line in missing[:10]:
+        click.echo(f"missing: {line}", err=True)
+    if len(missing) > 10:
+        click.echo(f"missing: … and {len(missing) - 10} more", err=True)
+    n = len(looked.done)
+    click.echo(f"{shown(out)}: {n} of {n + len(missing)} arrays are there, {len(missing)} missing")
+    return EXIT_FAILURE if len(missing) > allowed else 0
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--input-size", default=224, show_default=True, help="Side of the maps.")
+@walk_options
+def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
+    """Write the saliency maps of every video as PNG: Class/video/img_00001.png, …
+
+    The first of the two steps that `preprocess` does in one; for looking at maps, or for tools that
+    read them.
+    """
+    from savimae.saliency.makers import MapMaker
+
+    # Maps have neither patches nor a threshold.
+    config = saliency_config(input_size=input_size, patch_size=1)
+    return _walk(source, out, MapMaker(config), **walk)
+
+
+@click.command()
+@click.argument("saliency_root", type=PATH)
+@click.argument("out", type=PATH)
+@saliency_options
+@array_options
+@walk_options
+def patches(
+    saliency_root: str, out: str, input_size: int, patch_size: int, threshold: float, dtype: str,
+    **walk: Any,
+) -> int:  # fmt: skip
+    """Turn saliency maps into arrays: one folder of gray PNGs a video, of any size.
+
+    The second of the two steps that `preprocess` does in one; for maps of another saliency model.
+    """
+    from savimae.saliency.makers import ArrayMaker
+
+    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    return _walk(saliency_root, out, ArrayMaker(config, dtype, from_maps=True), **walk)
+
+
+@click.command()
+@click.argument("root", type=PATH)
+@click.argument("list_path", metavar="LIST", type=PATH)
+@click.option(
+    "--splits", type=PATH, metavar="FOLDER",
+    help="The official split files of UCF101 (classInd.txt, …) or HMDB51 (*_test_split1.txt, …).",
+)  # fmt: skip
+@click.option("--split", type=click.IntRange(1, 3), help="Of --splits.  [1]")
+@click.option("--part", type=click.Choice(["train", "test"]), help="Of --splits.  [train]")
+@click.option(
+    "--against", type=PATH, help="Warn if this list shares videos or recordings with ours."
+)
+@click.option("--sizes", is_flag=True, help="Note sizes, for sharding very many videos.")
+def index(
+    root: str, list_path: str, splits: str | None, split: int | None, part: str | None,
+    against: str | None, sizes: bool,
+) -> int:  # fmt: skip
+    """Write a list file of the videos below ROOT: one `path label` a line.
+
+    Labels are the sorted class folders, or those of an official split.
+    """
+    from savimae.data.make_list import make_index
+
+    for name, value in (("split", split), ("part", part)):
+        if value is not None and splits is None:
+            raise UsageError(f"--{name} goes with --splits, the folder of the official split files")
+    report = make_index(
+        root, list_path, splits, split or 1, part or "train", against, sizes
+    )  # fmt: skip
+    for path, reason in report.unreadable:
+        click.echo(f"failed: {shown(path)}: {reason}", err=True)
+    for name in report.missing[:10]:
+        click.echo(f"missing: {shown(name)}", err=True)
+    if len(report.missing) > 10:
+        click.echo(f"missing: … and {len(report.missing) - 10} more", err=True)
+    if report.shared_videos:
+        click.echo(
+            f"warning: this list and {shown(str(against))} share {len(report.shared_videos)} "
+            f"videos, such as {shown(report.shared_videos[0])}",
+            err=True,
+        )
+    if report.shared_groups:
+        click.echo(
+            f"warning: {report.other_side} share {len(report.shared_groups)} recordings, such as "
+            f"{shown(report.shared_groups[0])}: what is learned from one leaks into the other",
+            err=True,
+        )
+    click.echo(
+        f"{shown(list_path)}: {report.videos} videos, {report.classes} classes, "
+        f"{len(report.missing)} missing"
+    )
+    return EXIT_FAILURE if report.missing or report.unreadable else 0
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.option("--out", type=PATH, help="The PNG to write.  [default: NAME.png]")
+@saliency_options
+@click.option("--frames", type=click.IntRange(1, 24), default=6, show_default=True)
+@click.option(
+    "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
+)
+def inspect(
+    source: str, out: str | None, input_size: int, patch_size: int, threshold: float, frames: int,
+    animation: str,
+) -> None:  # fmt: skip
+    """Draw frames, their saliency and their salient patches: a PNG, and an animation beside it.
+
+    SOURCE is a video or a frame folder; of a whole data set the first video is drawn.
+    """
+    from savimae.data.lists import find_videos
+    from savimae.data.video import VideoError
+    from savimae.judging.pictures import inspect_video
+
+    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    found = find_videos(source)
+    if not found.videos:
+        path, reason = found.unreadable[0]
+        raise SavimaeError(f"{shown(path)}: {reason}")
+    video = found.videos[0]
+    try:
+        written = inspect_video(
+            video.path, out or f"{os.path.basename(video.name)}.png", config, frames, animation
+        )
+    except VideoError as error:
+        raise SavimaeError(f"{shown(video.path)}: {error}") from error
+    if len(found.videos) > 1:
+        click.echo(f"the first of {len(found.videos)} videos; name another one to see it")
+    for path in written:
+        click.echo(f"wrote {shown(path)}")

@@ -1,0 +1,299 @@
+"""The commands that look at a model and judge it: options -> one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from savimae.commands.options import (
+    ALLOW_OVERLAP,
+    PATH,
+    ROOT,
+    SEED,
+    GroupedCommand,
+    option_group,
+)
+from savimae.system.allocator import keep_memory
+from savimae.system.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from savimae.judging.load import Machine
+
+MASKS = option_group(
+    "Masks (default: as the model was trained)",
+    click.option("--mask-type", type=click.Choice(["savi", "savi-tube", "tube", "random"])),
+    click.option("--mask-ratio", type=float, help="Of tube and random."),
+    click.option("--salient-mask-ratio", type=float, help="Of savi and savi-tube."),
+    click.option("--nonsalient-mask-ratio", type=float, help="Of savi and savi-tube."),
+)
+CLIPS = option_group(
+    "Clips",
+    ROOT,
+    click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
+    click.option("--seed", type=SEED, default=0, show_default=True),
+)
+SALIENCY = option_group(
+    "Saliency",
+    click.option("--saliency-root", type=PATH, help="Arrays.  [computed from the clips]"),
+    click.option("--saliency-threshold", type=float, help="Where it is computed.  [0.5]"),
+)
+
+
+ONE_BY_ONE = (
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto"),
+    click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto"),
+    click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
+)
+MACHINE_ONE_BY_ONE = option_group("Machine", *ONE_BY_ONE)
+MACHINE = option_group(
+    "Machine",
+    click.option("--batch-size", type=click.IntRange(1), default=8, show_default=True),
+    *ONE_BY_ONE,
+    click.option(
+        "--workers", type=click.IntRange(0), help="Threads that load.  [a quarter of --threads]"
+    ),
+)
+
+
+VIEWS = option_group(
+    "Views, whose features are averaged",
+    click.option("--clips", type=int, default=1, show_default=True, help="Spread over the time."),
+    click.option(
+        "--crops", type=int, help="Squares along the longer side.  [the whole frame, pressed]"
+    ),
+)
+POOL = click.option(
+    "--pool", type=click.Choice(["mean", "time", "tokens"]), default="mean", show_default=True,
+    help="The mean of all tokens, one mean a time step, or all tokens.",
+)  # fmt: skip
+
+
+Config = TypeVar("Config")
+
+
+def _make(config: Callable[..., Config], options: dict[str, Any]) -> Config:
+    """Fill a dataclass with those options that are its fields.
+
+    Raises:
+        UsageError: values that do not fit.
+    """
+    names = [field.name for field in dataclasses.fields(config)]  # type: ignore[arg-type]
+    try:
+        return config(**{name: options[name] for name in names if name in options})
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _choose_machine(
+    device: str, precision: str, threads: int | None, batch_size: int = 1,
+    workers: int | None = None, **_: Any,
+) -> Machine:  # fmt: skip
+    from savimae.judging.load import Machine
+
+    return Machine.choose(device, precision, threads, batch_size, workers)
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@click.argument("source", type=PATH)
+@option_group(
+    "The pictures",
+    click.option("--out", type=PATH, required=True, metavar="DIR", help="Where they go."),
+    click.option(
+        "--statistics", type=click.Choice(["visible", "target"]),
+        help="What brings normalised predictions back to pixels. target leaks the answer.  "
+        "[visible]",
+    ),
+    click.option(
+        "--videos", "n_videos", type=click.IntRange(1), default=4, show_default=True,
+        help="How many of a list or folder.",
+    ),
+    click.option(
+        "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
+    ),
+)  # fmt: skip
+@MASKS
+@CLIPS
+@SALIENCY
+@MACHINE_ONE_BY_ONE
+def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
+    """Draw what a model makes of hidden patches: pictures, animations, PSNR and SSIM as JSON.
+
+    CHECKPOINT is the folder of a run, a checkpoint, or published weights. SOURCE is a video, a list
+    or a folder.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.judging.load import ClipOptions, MaskOptions
+    from savimae.judging.reconstruct import Drawings, draw_reconstructions
+
+    drawn = draw_reconstructions(
+        checkpoint, source, out, _choose_machine(**options), _make(MaskOptions, options),
+        _make(ClipOptions, options), _make(Drawings, options),
+    )  # fmt: skip
+    for path in drawn.written:
+        click.echo(f"wrote {shown(path)}")
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoints", metavar="CHECKPOINT...", type=PATH, nargs=-1, required=True)
+@option_group(
+    "What to evaluate on",
+    click.option("--data", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
+    click.option(
+        "--clips", "clips_per_video", type=click.IntRange(1), default=1, show_default=True,
+        help="Of each video, with starts and masks of their own.",
+    ),
+    click.option("--out", type=PATH, metavar="JSON", help="Write the table as JSON as well."),
+)  # fmt: skip
+@MASKS
+@CLIPS
+@SALIENCY
+@MACHINE
+def evaluate(
+    checkpoints: tuple[str, ...], data: str, clips_per_video: int, out: str | None, **options: Any
+) -> None:
+    """Print how well models reconstruct what masks hide: the loss of training, on any videos.
+
+    The masks are the same for all models with the same grid of tokens. "means alone" is the loss of
+    predicting nothing but each token's mean.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.judging.evaluate import evaluate as run
+    from savimae.judging.evaluate import evaluation_table
+    from savimae.judging.load import ClipOptions, MaskOptions
+    from savimae.system.files import refuse_folder, write_json
+
+    if out is not None:
+        refuse_folder(out)
+    results = run(
+        checkpoints, data, _choose_machine(**options), _make(MaskOptions, options),
+        _make(ClipOptions, options), clips_per_video,
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, [dataclasses.asdict(result) for result in results])
+    click.echo(evaluation_table(results))
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "Features",
+    click.option("--data", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
+    click.option("--out", type=PATH, required=True, metavar="FILE", help=".npz or .npy"),
+    POOL,
+)
+@VIEWS
+@option_group(
+    "Clips",
+    ROOT,
+    click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
+)
+@MACHINE
+def features(
+    checkpoint: str, data: str, out: str, pool: str, root: str | None, sampling_rate: int | None,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Write what the encoder makes of whole clips, with paths and labels.
+
+    FILE.npz holds `values` ([videos, D] for --pool mean), `labels` (-1 for none), `paths` and
+    `settings`; beside FILE.npy lies a .json with the last three. Run it again to go on.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.data.lists import find_readable_videos
+    from savimae.judging.features import encoder_features, make_features
+    from savimae.judging.load import load_pretrained
+    from savimae.samples.multi_view import ViewReader, Views
+
+    machine, views = _choose_machine(**options), _make(Views, options)
+    videos = find_readable_videos(data, root).videos
+    pretrained = load_pretrained(checkpoint, machine.device)
+    try:
+        reader = ViewReader(pretrained.clips(sampling_rate), views)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    source = encoder_features(pretrained.model, pool, machine)
+    values = make_features(out, source, videos, reader, machine).values
+    click.echo(f"{shown(out)}: {list(values.shape)} of {len(videos)} videos")
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "The probe",
+    click.option("--train", "train_list", type=PATH, required=True, metavar="LIST"),
+    click.option("--test", "test_list", type=PATH, required=True, metavar="LIST"),
+    click.option("--out", type=PATH, required=True, metavar="DIR", help="Scores and features."),
+    POOL,
+    click.option(
+        "--baselines/--no-baselines", default=True, show_default=True,
+        help="Probe an untrained encoder and raw pixels as well.",
+    ),
+    ALLOW_OVERLAP,
+)  # fmt: skip
+@VIEWS
+@CLIPS
+@MACHINE
+def probe(
+    checkpoint: str, train_list: str, test_list: str, out: str, pool: str, baselines: bool,
+    allow_overlap: bool, root: str | None, sampling_rate: int | None, seed: int, **options: Any,
+) -> None:  # fmt: skip
+    """Print what frozen features are worth: nearest neighbours and a linear classifier.
+
+    Lists hold `path label` lines; folders of class folders will do. DIR gets probe.json, a
+    confusion matrix as PNG, and the features, which are computed only once.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.data.labels import overlap_words
+    from savimae.judging.pictures import check_matplotlib, plot_confusion
+    from savimae.judging.probe import probe as run
+    from savimae.judging.probe import probe_table
+    from savimae.samples.multi_view import Views
+    from savimae.system.files import write_json
+
+    check_matplotlib()
+    result = run(
+        checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool,
+        views=_make(Views, options), root=root, sampling_rate=sampling_rate, seed=seed,
+        baselines=baselines, allow_overlap=allow_overlap,
+    )  # fmt: skip
+    best = max(result.scores[:2], key=lambda score: score.top1)
+    picture = f"{out}/confusion.png"
+    title = f"{best.features} features, {best.classifier}: top-1 {best.top1:.3f}"
+    plot_confusion(best.confusion, result.classes, title, picture)
+    write_json(f"{out}/probe.json", {**dataclasses.asdict(result), "chance": result.chance})
+    if result.shared:
+        click.echo(
+            f"warning: the lists share {len(result.shared)} recordings, such as "
+            f"{shown(result.shared[0])}: what is learned from one leaks into the other",
+            err=True,
+        )
+    for note in result.notes:
+        click.echo(note)
+    if result.overlap:
+        click.echo(overlap_words(result.overlap, result.n_test), err=True)
+    click.echo(f"{result.n_train} training videos, {result.n_test} test videos")
+    click.echo(probe_table(result))
+    click.echo(f"wrote {shown(out)}/probe.json\nwrote {shown(picture)}")
+
+
+@click.command()
+@click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
+@click.option("--out", type=PATH, default="loss.png", show_default=True, help="The PNG to write.")
+def plot(runs: tuple[str, ...], out: str) -> None:
+    """Draw the loss and the learning rate of runs in one picture."""
+    from savimae.judging.pictures import plot_runs
+
+    plot_runs(list(runs), out)
+    click.echo(f"wrote {shown(out)}")
+
+
+@click.command()
+@click.argument("runs", metavar="RUN_A RUN_B...", type=PATH, nargs=-1, required=True)
+def compare(runs: tuple[str, ...]) -> None:
+    """Print a table of runs: where they are, how fast they are, which settings differ."""
+    from savimae.judging.compare import compare_runs
+
+    click.echo(compare_runs(list(runs)))

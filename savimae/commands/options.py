@@ -1,0 +1,234 @@
+"""What commands share: types, decorators and groups of options, and the configs they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from savimae.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from savimae.saliency.config import SaliencyConfig
+    from savimae.training.finetune import FinetuneConfig
+    from savimae.training.pretrain import TrainConfig
+
+SEED = click.IntRange(0, 2**63 - 1)
+
+
+class NonEmptyPath(click.Path):
+    """An empty path would be taken for the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("a path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = NonEmptyPath(path_type=str)
+ROOT = click.option("--root", type=PATH, help="Where a list's relative paths start.")
+
+
+def both_spellings(name: str) -> str:
+    """Options may be spelled with underscores, as the published scripts do."""
+    return name.replace("_", "-")
+
+
+def saliency_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How a frame becomes salient patches."""
+    options = [
+        click.option("--input-size", default=224, show_default=True, help="Side of the frame."),
+        click.option("--patch-size", default=16, show_default=True, help="Side of a patch."),
+        click.option(
+            "--threshold", default=0.5, show_default=True,
+            help="A pixel is salient from this share of its frame's greatest deviation.",
+        ),
+    ]  # fmt: skip
+    return _decorate(command, options)
+
+
+def array_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What commands that write arrays have in common."""
+    options = [
+        click.option(
+            "--dtype", type=click.Choice(["uint8", "float32"]), default="uint8", show_default=True,
+            help="float32 is what the published trainer reads.",
+        ),
+        click.option(
+            "--list", "list_path", type=PATH, help="Write a training list of what succeeded."
+        ),
+    ]  # fmt: skip
+    return _decorate(command, options)
+
+
+def walk_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How to walk over a data set."""
+    options = [
+        click.option(
+            "--workers", type=click.IntRange(1), default=None,
+            help="Processes. Default: the cores this process may use.",
+        ),
+        click.option("--shard", metavar="I/N", default="0/1", help="Part I (from 0) of N only."),
+        click.option("--overwrite", is_flag=True, help="Redo finished videos as well."),
+        click.option("--limit", type=click.IntRange(1), help="Only the first videos."),
+        ROOT,
+    ]  # fmt: skip
+    return _decorate(command, options)
+
+
+def _decorate(command: Callable[..., Any], options: list[Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def saliency_config(**values: Any) -> SaliencyConfig:
+    """The config that the options of `saliency_options` make."""
+    from savimae.saliency.config import SaliencyConfig
+
+    try:
+        return SaliencyConfig(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def train_config(save_every: tuple[str, ...], **options: Any) -> TrainConfig:
+    """The config that the options of `savimae train` make, apart from --allocator."""
+    from savimae.training.checkpoint import SaveEvery
+    from savimae.training.pretrain import TrainConfig
+
+    try:
+        return TrainConfig(save_every=tuple(map(SaveEvery.parse, save_every)), **options)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def finetune_config(test_crops: int, save_every: tuple[str, ...], **options: Any) -> FinetuneConfig:
+    """The config that the options of `savimae finetune` make, apart from --allocator."""
+    from savimae.training.checkpoint import SaveEvery
+    from savimae.training.finetune import FinetuneConfig
+
+    try:
+        return FinetuneConfig(
+            test_crops=test_crops or None, save_every=tuple(map(SaveEvery.parse, save_every)),
+            **options,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under headings; see `option_group`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                title = getattr(parameter, "group", "Other options")
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def option_group(title: str, *options: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that the help shows together under `title`."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        before = len(getattr(command, "__click_params__", []))
+        command = _decorate(command, list(options))
+        for parameter in command.__click_params__[before:]:  # type: ignore[attr-defined]
+            parameter.group = title
+        return command
+
+    return decorate
+
+
+def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[..., Any]:
+    """How a model learns; the arguments are the defaults, as the help shows them."""
+    return option_group(
+        "Optimization",
+        click.option(
+            "--accumulate",
+            type=int,
+            default=1,
+            show_default=True,
+            help="Batches that make up a step.",
+        ),
+        click.option(
+            "--base-lr",
+            type=float,
+            help=f"Rate for an effective batch of 256; it grows with the batch.  [{base_lr}]",
+        ),
+        click.option("--lr", type=float, help="The learning rate itself, instead of --base-lr."),
+        click.option("--min-lr", type=float, help=f"[{min_lr}]"),
+        click.option(
+            "--warmup-epochs", type=float, help=f"[a tenth of the epochs, at most {warmup}]"
+        ),
+        click.option("--weight-decay", type=float, default=0.05, show_default=True),
+        click.option("--clip-grad", type=float, help="Greatest norm of the gradient.  [none]"),
+        click.option("--seed", type=SEED, default=0, show_default=True),
+    )
+
+
+TRAINING_MACHINE = option_group(
+    "Machine",
+    click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "fp32"]),
+        default="auto",
+        show_default=True,
+        help="auto: bf16 where the processor has it.",
+    ),
+    click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
+    click.option(
+        "--workers",
+        "--num-workers",
+        "workers",
+        type=click.IntRange(0),
+        help="Threads that load clips; 0: none beside.  [a quarter of --threads]",
+    ),
+    click.option("--compile", is_flag=True, help="Compile the model with torch.compile."),
+    click.option("--checkpoint-activations", is_flag=True, help="Less memory, a third more work."),
+    click.option(
+        "--allocator",
+        type=click.Choice(["keep", "default"]),
+        default="keep",
+        show_default=True,
+        help="keep: the C library keeps freed memory, which is much faster (Linux).",
+    ),
+)
+
+SAVING = option_group(
+    "Saving and logging",
+    click.option(
+        "--resume",
+        default="auto",
+        show_default=True,
+        metavar="auto|never|PATH",
+        help="auto: go on where RUN was left.",
+    ),
+    click.option(
+        "--save-every",
+        multiple=True,
+        default=("10ep", "15min"),
+        show_default=True,
+        metavar="10ep|200steps|15min",
+        help="May be repeated.",
+    ),
+    click.option(
+        "--keep", type=int, default=3, show_default=True, help="Checkpoints that are kept."
+    ),
+    click.option(
+        "--log-every", type=int, default=10, show_default=True, help="Steps of a line of the log."
+    ),
+    click.option("--tensorboard", is_flag=True, help="Write RUN/tensorboard as well."),
+)
+ALLOW_OVERLAP = click.option(
+    "--allow-overlap", is_flag=True, help="Test videos may be training videos; the result says so."
+)

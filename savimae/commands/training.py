@@ -1,0 +1,277 @@
+"""The commands that train and convert models: options -> one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from savimae.commands.options import (
+    ALLOW_OVERLAP,
+    PATH,
+    ROOT,
+    SAVING,
+    TRAINING_MACHINE,
+    GroupedCommand,
+    finetune_config,
+    optimization_options,
+    option_group,
+    train_config,
+)
+from savimae.system.allocator import keep_memory
+from savimae.system.errors import shown
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--to", type=click.Choice(["savimae", "videomae", "huggingface"]), required=True,
+    help="videomae: as published; huggingface: a folder for VideoMAEForPreTraining or, of a "
+    "classifier, VideoMAEForVideoClassification.",
+)  # fmt: skip
+@click.option("--image-size", type=click.IntRange(1), help="Not in published files.  [224]")
+@click.option("--num-frames", type=click.IntRange(1), help="Not in published files.  [16]")
+@click.option("--encoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
+@click.option("--decoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
+def convert(source: str, out: str, to: str, **shape: int | None) -> None:
+    """Convert weights between our layout, published checkpoints and Hugging Face.
+
+    SOURCE is a file or a Hugging Face folder; which layout it has is detected.
+    """
+    from savimae.training.weights import convert as convert_weights
+
+    given = {name: value for name, value in shape.items() if value is not None}
+    weights = convert_weights(source, out, to, **given)
+    n = sum(value.numel() for value in weights.state.values())
+    click.echo(f"{shown(out)}: {n / 1e6:.2f} M parameters, {weights.layout} -> {to}")
+
+
+@click.command(cls=GroupedCommand)
+@option_group(
+    "The ones that matter",
+    click.option(
+        "--data",
+        "--data-path",
+        "data",
+        type=PATH,
+        required=True,
+        metavar="LIST_OR_FOLDER",
+        help="Videos or frame folders: a list (`path label` a line), or a folder of any depth.",
+    ),
+    click.option(
+        "--out",
+        "--output-dir",
+        "out",
+        type=PATH,
+        required=True,
+        metavar="RUN",
+        help="The run's folder: checkpoints, log, config. Run again to go on with it.",
+    ),
+    click.option(
+        "--saliency-root",
+        type=PATH,
+        metavar="DIR",
+        help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
+    ),
+    click.option(
+        "--epochs", type=int, default=800, show_default=True, help="How often every video is seen."
+    ),
+    click.option(
+        "--batch-size",
+        type=int,
+        default=8,
+        show_default=True,
+        help="Clips at a time, of each process.",
+    ),
+)
+@option_group(
+    "Model",
+    click.option(
+        "--model",
+        help="tiny, small, base, large, huge, or a published name.  [base]",
+    ),
+    click.option(
+        "--init",
+        type=PATH,
+        metavar="CHECKPOINT",
+        help="Weights to start from: ours, published, or a Hugging Face folder. Their shape is the "
+        "default of the model's.",
+    ),
+    click.option("--decoder-depth", type=int, help="Blocks of the decoder.  [4]"),
+    click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
+    click.option("--patch-size", type=int, help="Side of a patch, in pixels.  [16]"),
+    click.option("--tubelet-size", type=int, help="Frames of a token.  [2]"),
+)
+@option_group(
+    "Masks",
+    click.option(
+        "--mask-type",
+        type=click.Choice(["savi", "savi-tube", "tube", "random"]),
+        default="savi",
+        show_default=True,
+    ),
+    click.option(
+        "--salient-mask-ratio",
+        type=float,
+        help="Masked share of the salient tokens (savi, savi-tube).  [0.85]",
+    ),
+    click.option(
+        "--nonsalient-mask-ratio",
+        type=float,
+        help="Masked share of the other tokens (savi, savi-tube).  [0.95]",
+    ),
+    click.option(
+        "--mask-ratio",
+        type=float,
+        help="Masked share (tube, random).  [0.9]",
+    ),
+    click.option(
+        "--decoder-mask-ratio",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Masked tokens that are not reconstructed; 0.5 is a third faster (VideoMAE V2).",
+    ),
+    click.option(
+        "--saliency-threshold",
+        type=float,
+        help="Where saliency is computed from the clips; see `preprocess --threshold`.  [0.5]",
+    ),
+)
+@option_group(
+    "Clips",
+    ROOT,
+    click.option("--num-frames", type=int, help="Frames of a clip.  [16]"),
+    click.option(
+        "--sampling-rate",
+        type=int,
+        default=4,
+        show_default=True,
+        help="Every so many frames of the video.",
+    ),
+    click.option(
+        "--augment",
+        type=click.Choice(["none", "multiscale"]),
+        default="none",
+        show_default=True,
+        help="multiscale: random crops. Saliency is then computed from the crops.",
+    ),
+    click.option("--hflip", is_flag=True, help="Mirror every other clip."),
+    click.option(
+        "--on-bad-video",
+        type=click.Choice(["stop", "skip"]),
+        default="stop",
+        show_default=True,
+        help="When one cannot be decoded. skip: use another, say so, count it.",
+    ),
+)
+@optimization_options("1.5e-4", "1e-5, or a tenth of the rate if that is less", 40)
+@TRAINING_MACHINE
+@SAVING
+def train(allocator: str, **options: Any) -> int:
+    """Pretrain a VideoMAE on videos, masking salient patches less.
+
+    Works alone, under torchrun and under srun. TERM, INT and USR1 finish the step, save, and exit
+    with code 85: run the same command again to go on, exactly as if nothing had happened.
+    """
+    if allocator == "keep":
+        keep_memory()  # before the first tensor
+    from savimae.training.pretrain import train as run
+
+    return run(train_config(**options))
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "The ones that matter",
+    click.option(
+        "--train", "data", type=PATH, required=True, metavar="LIST",
+        help="Videos; with --dataset, the folder of all its videos.",
+    ),
+    click.option("--test", type=PATH, metavar="LIST", help="Videos of the test."),
+    click.option(
+        "--dataset", type=click.Choice(["ucf101", "hmdb51"]), help="Train and test on its --split."
+    ),
+    click.option("--split", type=click.IntRange(1, 3), help="Of --dataset.  [1]"),
+    click.option(
+        "--splits", type=PATH, metavar="FOLDER",
+        help="The official split files.  [under their usual name in or beside the videos]",
+    ),
+    ALLOW_OVERLAP,
+    click.option(
+        "--out", type=PATH, required=True, metavar="RUN",
+        help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",
+    ),
+    click.option("--epochs", type=int, default=100, show_default=True),
+    click.option(
+        "--batch-size", type=int, default=8, show_default=True,
+        help="Clips at a time, of each process.",
+    ),
+    click.option(
+        "--untrained", is_flag=True, help="Take the checkpoint's shape only, for comparison."
+    ),
+)  # fmt: skip
+@option_group(
+    "Clips",
+    ROOT,
+    click.option("--sampling-rate", type=int, help="[as the model was pretrained, else 4]"),
+    click.option(
+        "--smallest-crop", type=float, default=0.08, show_default=True,
+        help="Share of the frame's area that random crops have at least; 1: whole frames.",
+    ),
+    click.option("--hflip/--no-hflip", default=True, show_default=True, help="Mirror every other."),
+    click.option(
+        "--erasing", type=float, default=0.25, show_default=True, help="Share of clips with a hole."
+    ),
+    click.option("--mixup", type=float, default=0.8, show_default=True, help="0: never."),
+    click.option("--cutmix", type=float, default=1.0, show_default=True, help="0: never."),
+)  # fmt: skip
+@option_group(
+    "Regularisation",
+    click.option("--label-smoothing", type=float, default=0.1, show_default=True),
+    click.option(
+        "--layer-decay", type=float, default=0.75, show_default=True,
+        help="Learning rate of a layer over that of the layer above.",
+    ),
+    click.option("--drop-path", type=float, default=0.1, show_default=True),
+    click.option(
+        "--head-dropout", type=float, default=0.0, show_default=True,
+        help="Share of the features that the last layer does not see.",
+    ),
+    click.option(
+        "--head-scale", type=float, default=0.001, show_default=True,
+        help="Of the initial weights of the last layer.",
+    ),
+    click.option(
+        "--ema", type=float, default=0.0, show_default=True,
+        help="Decay of averaged weights, such as 0.9999, which are then tested; 0: none.",
+    ),
+)  # fmt: skip
+@option_group(
+    "Test",
+    click.option("--test-clips", type=int, default=5, show_default=True),
+    click.option(
+        "--test-crops", type=click.IntRange(0), default=3, show_default=True,
+        help="Squares along the longer side; 0: whole frames, pressed.",
+    ),
+    click.option(
+        "--test-every", type=int, default=0, show_default=True, metavar="EPOCHS",
+        help="0: at the end only.",
+    ),
+)  # fmt: skip
+@optimization_options("5e-4", "1e-6, or a tenth of the rate if that is less", 5)
+@TRAINING_MACHINE
+@SAVING
+def finetune(allocator: str, **options: Any) -> int:
+    """Fine-tune a classifier on a pretrained encoder, and test it.
+
+    Lists hold `path label` lines; folders of class folders will do. The test averages the softmax
+    over clips and crops. Resuming, signals, log and many processes are as in `train`.
+    """
+    if allocator == "keep":
+        keep_memory()  # before the first tensor
+    from savimae.training.finetune import finetune as run
+
+    return run(finetune_config(**options))

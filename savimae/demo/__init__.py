@@ -1,0 +1,1 @@
+"""The demo: a data set that is made on the spot, and everything run on it."""

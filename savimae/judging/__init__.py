@@ -1,0 +1,1 @@
+"""What models are worth: reconstructions, features, probes, pictures, comparisons."""

@@ -1,0 +1,233 @@
+"""A pretrained model together with how its clips and masks were made, for all that looks at it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from savimae.data.lists import Video, distinct_videos
+from savimae.data.video import naming_video
+from savimae.model.videomae import VideoMAE
+from savimae.saliency.arrays import cut_words, find_cut
+from savimae.saliency.config import SaliencyConfig
+from savimae.samples.clips import Clip, ClipConfig, ClipReader
+from savimae.samples.masking import MaskSpec, draw_masks, refuse_idle_ratios
+from savimae.samples.randomness import sample_keys
+from savimae.system.cores import available_cores
+from savimae.system.errors import UsageError, shown
+from savimae.system.progress import Progress
+from savimae.training.distributed import World
+from savimae.training.machine import autocast, choose_device, choose_precision, default_workers
+from savimae.training.plan import Plan, load_batches
+from savimae.training.weights import load_weights
+
+Sample = TypeVar("Sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a model is run on, and how."""
+
+    device: torch.device
+    precision: str  # bf16 or fp32
+    batch_size: int
+    workers: int  # threads that load clips
+
+    @classmethod
+    def choose(
+        cls,
+        device: str,
+        precision: str,
+        threads: int | None,
+        batch_size: int = 1,
+        workers: int | None = None,
+    ) -> Machine:
+        """From options; sets the threads of this process.
+
+        Raises:
+            UsageError: CUDA is asked for and not there.
+        """
+        torch.set_num_threads(threads or available_cores())
+        chosen = choose_device(device, World())
+        workers = default_workers() if workers is None else workers
+        return cls(chosen, choose_precision(precision, chosen), batch_size, workers)
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.device, self.precision)
+
+    def batches(
+        self,
+        n: int,
+        load: Callable[[int, int], Sample],
+        title: str,
+        rounds: int = 1,
+        done: int = 0,
+    ) -> Iterator[list[Sample]]:
+        """Batches of `load(index, round)` for all indices below n, in a fixed order, loaded ahead.
+
+        Args:
+            title: what the progress is called.
+            rounds: how often every index comes.
+            done: batches to leave out at the start.
+        """
+        plan = Plan(n, self.batch_size)
+        total = rounds * plan.steps_per_epoch
+        loaded = load_batches(plan, range(done, total), load, self.workers)
+        with (
+            contextlib.closing(loaded),
+            Progress(title, start=done / total, delay_s=1.0) as progress,
+        ):
+            n_clips = 0
+            for number, batch in enumerate(loaded, done + 1):
+                yield batch.samples
+                n_clips += len(batch.samples)
+                rate = n_clips / max(progress.elapsed_s, 1e-9)
+                progress.show(number / total, f"batch {number}/{total}, {rate:.2f} clips/s")
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskOptions:
+    """How to mask; None: as the model was trained, or the defaults of training."""
+
+    mask_type: str | None = None
+    mask_ratio: float | None = None
+    salient_mask_ratio: float | None = None
+    nonsalient_mask_ratio: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipOptions:
+    """How clips are cut and where their saliency comes from."""
+
+    seed: int = 0  # of clip starts and masks
+    root: str | None = None  # where a list's relative paths start
+    sampling_rate: int | None = None  # None: as the model was trained, else 4
+    saliency_root: str | None = None  # arrays of `savimae preprocess`; None: from the clips
+    saliency_threshold: float | None = None  # where it is computed; None: as trained, else 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedClips:
+    """Clips of videos, each with its mask. Both depend on the seed and the video's place only."""
+
+    videos: Sequence[Video]
+    reader: ClipReader
+    masks: MaskSpec
+    seed: int
+
+    def read(self, index: int, number: int) -> tuple[Clip, np.ndarray]:
+        """Clip `number` of video `index`, and its mask bool `[N]`, True = masked.
+
+        Raises:
+            SavimaeError: the video cannot be decoded, or its array cannot be read.
+        """
+        keys = sample_keys(self.seed, number, np.array([index]))
+        video = self.videos[index]
+        with naming_video(video.path):
+            clip = self.reader.read(video, keys[0])
+        return clip, draw_masks(self.masks, keys, clip.saliency[None])[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model in evaluation mode, and the settings of its training as far as they are known."""
+
+    path: str
+    model: VideoMAE
+    settings: Mapping[str, Any]
+
+    def clips(self, sampling_rate: int | None = None) -> ClipConfig:
+        """Clips as the model was trained on, whole frames; or with another sampling rate.
+
+        Raises:
+            ValueError: a rate below 1.
+        """
+        shape = self.model.config
+        rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
+        return ClipConfig(shape.num_frames, rate, shape.image_size)
+
+    def saliency(self, threshold: float | None = None) -> SaliencyConfig:
+        """Raises ValueError for a threshold out of range."""
+        shape = self.model.config
+        threshold = self._setting(threshold, "saliency_threshold", SaliencyConfig.threshold)
+        return SaliencyConfig(shape.image_size, shape.patch_size, threshold)
+
+    def masks(self, options: MaskOptions) -> MaskSpec:
+        """Raises ValueError for an unknown type, or a ratio out of range or without effect."""
+        shape = self.model.config
+        kind = self._setting(options.mask_type, "mask_type", MaskSpec.kind)
+        refuse_idle_ratios(
+            kind, options.mask_ratio, options.salient_mask_ratio, options.nonsalient_mask_ratio
+        )
+        return MaskSpec(
+            kind,
+            shape.time_steps,
+            shape.grid_size,
+            self._setting(options.mask_ratio, "mask_ratio", MaskSpec.ratio),
+            self._setting(options.salient_mask_ratio, "mask_salient_ratio", MaskSpec.salient_ratio),
+            self._setting(
+                options.nonsalient_mask_ratio, "mask_nonsalient_ratio", MaskSpec.nonsalient_ratio
+            ),
+        )
+
+    def _setting(self, given: Any, name: str, default: Any) -> Any:
+        return self.settings.get(name, default) if given is None else given
+
+    def masked_clips(
+        self, videos: Sequence[Video], clips: ClipOptions, masks: MaskOptions, array_cut: int
+    ) -> MaskedClips:
+        """Clips as the model was trained on, with their masks.
+
+        Args:
+            array_cut: how the arrays are called, as `find_arrays` says.
+
+        Raises:
+            UsageError: options that do not fit the model.
+        """
+        try:
+            if clips.saliency_root is not None and clips.saliency_threshold is not None:
+                raise ValueError(
+                    "--saliency-threshold is for saliency that is computed from the clips; the "
+                    "arrays of --saliency-root have theirs, see `savimae preprocess --threshold`"
+                )
+            reader = ClipReader(
+                self.clips(clips.sampling_rate), self.saliency(clips.saliency_threshold),
+                self.model.config.tubelet_size, clips.saliency_root, array_cut,
+            )  # fmt: skip
+            return MaskedClips(videos, reader, self.masks(masks), clips.seed)
+        except ValueError as error:
+            raise UsageError(f"{shown(self.path)}: {error}") from None
+
+
+def load_pretrained(path: str, device: torch.device) -> Pretrained:
+    """The model at `path`: a checkpoint of any layout, or the folder of a run.
+
+    Raises:
+        SavimaeError: as `load_weights`.
+    """
+    weights = load_weights(path)
+    model = VideoMAE(weights.config)
+    model.load_state_dict(weights.state)
+    return Pretrained(path, model.to(device).eval(), weights.settings)
+
+
+def find_arrays(saliency_root: str | None, videos: Sequence[Video]) -> int:
+    """How the arrays of these videos are called, as `find_cut`; says so where it is not plain.
+
+    Raises:
+        UsageError: two videos would share an array; or as `find_cut`.
+        SavimaeError: as `find_cut`.
+    """
+    if saliency_root is None:
+        return 0
+    distinct_videos(videos)
+    cut = find_cut(saliency_root, [video.name for video in videos])
+    if cut:
+        print(cut_words(saliency_root, videos[0].name, cut), file=sys.stderr, flush=True)
+    return cut

@@ -1,0 +1,344 @@
+"""Every picture the tool draws.
+
+Panels are pixel-exact images with captions in Pillow's own font; curves are matplotlib's.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from savimae.data.video import GrayPlane, open_video, write_video
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.frames import FrameSaliency, video_patches
+from savimae.samples.clips import Clip
+from savimae.system.errors import SavimaeError, shown
+from savimae.system.files import atomic_file
+from savimae.system.progress import Progress
+from savimae.training.log import read_log
+
+PANEL_PX = 224  # smallest side of a panel; smaller frames are enlarged by a whole factor
+GAP_PX = 8
+MARGIN_PX = 12
+FONT_PX = 15
+TITLE_PX = 19
+BACKGROUND = (255, 255, 255)
+INK = (30, 30, 30)
+BLANK = (200, 200, 200)  # where nothing was seen or predicted
+OUTLINE = (255, 214, 0)  # yellow on a black rim: visible on bright and on dark ground
+MAX_ANIMATION_FRAMES = 240
+MAX_NAMED = 30  # classes of a confusion matrix; of more only the colors are legible
+ROWS = ["frame", "salient tokens", "encoder sees", "prediction", "both"]  # of a reconstruction
+FRAMES_PER_S = 25.0  # where the source does not say
+
+
+def inspect_video(
+    path: str, out: str, config: SaliencyConfig, n_frames: int = 6, animation: str = "mp4"
+) -> list[str]:
+    """Draw what preprocessing sees in one video: frames, saliency maps, salient patches outlined.
+
+    Args:
+        path: a video file or a frame folder.
+        out: the PNG to write; the animation lies beside it.
+        config: how saliency is computed.
+        n_frames: how many frames the PNG shows, evenly spaced.
+        animation: "mp4", "gif" or "none".
+
+    Returns:
+        The files written.
+
+    Raises:
+        VideoError: a frame cannot be decoded.
+    """
+    patches = video_patches(open_video(path), config)
+    total = len(patches)
+    still = set(np.linspace(0, total - 1, min(n_frames, total)).round().astype(int).tolist())
+    stride = math.ceil(total / MAX_ANIMATION_FRAMES)
+    moving = set(range(0, total, stride)) if animation != "none" else set()
+
+    saliency = FrameSaliency(config)
+    columns: list[list[Image.Image]] = []
+    captions: list[str] = []
+    animated: list[np.ndarray] = []
+    video = open_video(path)
+    source_size = ""
+    both = zip(video.rgb_frames(), open_video(path).gray_planes(), strict=True)
+    with Progress("drawing") as progress:
+        for index, (rgb, gray) in enumerate(both):
+            progress.show((index + 1) / total, f"{index + 1}/{total} frames")
+            source_size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+            if index not in still and index not in moving:
+                continue
+            panels = _panels(rgb, gray, patches[index], saliency)
+            caption = f"frame {index}: {patches[index].mean():.0%} salient"
+            if index in still:
+                columns.append(panels)
+                captions.append(caption)
+            if index in moving:
+                animated.append(np.asarray(_filmstrip(panels, caption)))
+
+    title = (
+        f"{shown(os.path.basename(os.path.normpath(path)))}   {total} frames of {source_size}, "
+        f"{patches.mean():.1%} of patches salient at threshold {config.threshold:g}"
+    )
+    grid = draw_grid(columns, title, captions, ["frame", "saliency", "salient patches"])
+    write_picture(out, grid)
+    written = [out]
+    if animation != "none":
+        target = os.path.splitext(out)[0] + "." + animation
+        write_animation(target, animated, (video.frames_per_s or FRAMES_PER_S) / stride)
+        written.append(target)
+    return written
+
+
+def _panels(
+    rgb: np.ndarray, gray: GrayPlane, patches: np.ndarray, saliency: FrameSaliency
+) -> list[Image.Image]:
+    """Frame, saliency map, salient patches outlined: three images of one size."""
+    size = saliency.config.input_size
+    factor = math.ceil(PANEL_PX / size)
+    side = (size * factor, size * factor)
+    frame = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
+    frame = frame.resize(side, Image.Resampling.NEAREST)
+    saliency_map = Image.fromarray(saliency.saliency_map(gray)).convert("RGB")
+    patch_px = saliency.config.patch_size * factor
+    return [
+        frame,
+        saliency_map.resize(side, Image.Resampling.NEAREST),
+        outline_patches(frame, patches.astype(bool), patch_px),
+    ]
+
+
+def outline_patches(frame: Image.Image, chosen: np.ndarray, patch_px: int) -> Image.Image:
+    """`frame` with the patches outside `chosen` (bool `[H_p, W_p]`) faded and its outline drawn."""
+    pixels = np.asarray(frame).astype(np.float32)
+    inside = np.kron(chosen, np.ones((patch_px, patch_px), bool))[..., None]
+    faded = np.where(inside, pixels, 0.35 * pixels + 0.65 * 255)
+    picture = Image.fromarray(faded.astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    around = np.pad(chosen, 1)
+    lines = []
+    for row, column in np.argwhere(around[:-1, 1:-1] != around[1:, 1:-1]):
+        lines.append((column, row, column + 1, row))
+    for row, column in np.argwhere(around[1:-1, :-1] != around[1:-1, 1:]):
+        lines.append((column, row, column, row + 1))
+    limit = picture.width - 2, picture.height - 2
+    for width, color in ((4, (0, 0, 0)), (2, OUTLINE)):
+        for x0, y0, x1, y1 in lines:
+            ends = [
+                (min(max(x * patch_px, 1), limit[0]), min(max(y * patch_px, 1), limit[1]))
+                for x, y in ((int(x0), int(y0)), (int(x1), int(y1)))
+            ]
+            draw.line(ends, fill=color, width=width)
+    return picture
+
+
+def draw_grid(
+    columns: Sequence[Sequence[Image.Image]],
+    title: str,
+    column_captions: Sequence[str],
+    row_captions: Sequence[str],
+) -> Image.Image:
+    """Panels of one size as a captioned grid: `columns` across, their panels down."""
+    side = columns[0][0].width
+    font = ImageFont.load_default(FONT_PX)
+    title_font = ImageFont.load_default(TITLE_PX)
+    left = MARGIN_PX + max(int(font.getlength(text)) for text in row_captions) + GAP_PX
+    top = MARGIN_PX + TITLE_PX + 2 * GAP_PX + FONT_PX + GAP_PX
+    width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
+    width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
+    height = top + len(row_captions) * (side + GAP_PX) - GAP_PX + MARGIN_PX
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=title_font)
+    for row, text in enumerate(row_captions):
+        middle = top + row * (side + GAP_PX) + side // 2
+        draw.text((MARGIN_PX, middle), text, fill=INK, font=font, anchor="lm")
+    for column, (panels, text) in enumerate(zip(columns, column_captions, strict=True)):
+        x = left + column * (side + GAP_PX)
+        draw.text((x + side // 2, top - GAP_PX), text, fill=INK, font=font, anchor="mb")
+        for row, panel in enumerate(panels):
+            picture.paste(panel, (x, top + row * (side + GAP_PX)))
+    return picture
+
+
+def draw_reconstruction(
+    clip: Clip,
+    reconstructed: np.ndarray,
+    masked: np.ndarray,
+    patch_size: int,
+    tubelet_size: int,
+    name: str,
+    title: str,
+    n_columns: int = 6,
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """Time across; down: frame, salient tokens, what the encoder saw, the prediction, both.
+
+    Returns:
+        The picture of some frames, and for every frame its panels side by side, for an animation.
+
+    Args:
+        clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
+        reconstructed: float32 `[T, S, S, 3]` in 0 to 1, the clip's own where it was visible.
+        masked: bool `[T, S, S]`, True = hidden from the encoder.
+        name: of the video; stands before the title of the picture.
+        title: mask and error; stands on the animation as well.
+    """
+    n_frames, size = clip.pixels.shape[:2]
+    grid = size // patch_size
+    salient = clip.saliency.reshape(-1, grid, grid)
+    side = size * math.ceil(PANEL_PX / size)
+    columns, captions, animated = [], [], []
+    still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
+    for index in range(n_frames):
+        frame, hidden = clip.pixels[index], masked[index][..., None]
+        prediction = (reconstructed[index] * 255).round().astype(np.uint8)
+        large = Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
+        panels = [
+            frame,
+            np.where(hidden, BLANK, frame),
+            np.where(hidden, prediction, BLANK),
+            np.where(hidden, prediction, frame),
+        ]
+        images = [
+            Image.fromarray(panel.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
+            for panel in panels
+        ]
+        outlined = outline_patches(large, salient[index // tubelet_size], side // grid)
+        column = [images[0], outlined, *images[1:]]
+        caption = f"frame {clip.frame_indices[index]}"
+        if index in still:
+            columns.append(column)
+            captions.append(caption)
+        animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}", title)))
+    return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    """An empty figure. Raises SavimaeError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SavimaeError(
+            "curves and matrices need matplotlib; install it with `pip install 'savimae[figures]'`"
+        ) from None
+    return Figure(figsize=size, layout="constrained")
+
+
+def _write_figure(figure: Any, out: str) -> None:
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png", dpi=120)
+    with atomic_file(out) as file:
+        file.write(encoded.getvalue())
+
+
+def check_matplotlib() -> None:
+    """Raises SavimaeError, with what to install, where matplotlib is missing."""
+    _figure((1, 1))
+
+
+def plot_confusion(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str, out: str
+) -> None:
+    """Draw a confusion matrix [true][predicted] as a PNG: shares of each true class.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    counts = np.array(confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(5.0, 0.45 * len(counts) + 2) if len(counts) <= MAX_NAMED else 10.0
+    figure = _figure((side + 1, side))
+    axes = figure.subplots()
+    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    axes.set_title(title)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(counts) <= MAX_NAMED:
+        names = [shown(name) for name in [*classes, *map(str, range(len(classes), len(counts)))]]
+        axes.set_xticks(range(len(counts)), names[: len(counts)], rotation=45, ha="right")
+        axes.set_yticks(range(len(counts)), names[: len(counts)])
+        for row, column in np.argwhere(counts):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
+    _write_figure(figure, out)
+
+
+def plot_runs(runs: Sequence[str], out: str) -> None:
+    """Draw loss and learning rate over the epochs of one or several runs, as a PNG.
+
+    Raises:
+        UsageError, SavimaeError: a folder without a log, or matplotlib is not installed.
+    """
+    logs = [read_log(run) for run in runs]
+    figure = _figure((9, 6.5))
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
+        epochs = [line["epoch"] for line in log]
+        marker = "o" if len(log) == 1 else None
+        name = shown(os.path.normpath(run))
+        color = f"C{number}"
+        top.plot(epochs, [line["loss"] for line in log], color, marker=marker, label=name)
+        if len(runs) == 1:
+            for key, style, label in (
+                ("loss_salient", "--", "salient tokens"), ("loss_other", ":", "other tokens"),
+            ):  # fmt: skip
+                values = [line.get(key) for line in log]
+                if any(value is not None for value in values):
+                    top.plot(epochs, values, "C7", linestyle=style, label=label)
+        bottom.plot(epochs, [line["lr"] for line in log], color, marker=marker)
+    top.set_ylabel("loss")
+    top.legend()
+    bottom.set_ylabel("learning rate")
+    bottom.set_xlabel("epoch")
+    bottom.set_ylim(bottom=0)
+    bottom.ticklabel_format(axis="y", scilimits=(-2, 2))
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    _write_figure(figure, out)
+
+
+def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:
+    """One animation frame: panels side by side over lines of text, both sides even for H.264."""
+    side = panels[0].width
+    font = ImageFont.load_default(FONT_PX)
+    width = len(panels) * (side + GAP_PX) - GAP_PX
+    width = max(width, *(math.ceil(font.getlength(text)) + 2 * GAP_PX for text in captions))
+    height = side + 2 * FONT_PX * len(captions)
+    picture = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
+    for index, panel in enumerate(panels):
+        picture.paste(panel, (index * (side + GAP_PX), 0))
+    draw = ImageDraw.Draw(picture)
+    for index, text in enumerate(captions):
+        middle = side + (2 * index + 1) * FONT_PX
+        draw.text((GAP_PX, middle), text, fill=INK, font=font, anchor="lm")
+    return picture
+
+
+def write_picture(path: str, picture: Image.Image) -> None:
+    """Write a PNG, atomically."""
+    encoded = imageio.imwrite("<bytes>", np.asarray(picture), extension=".png")
+    with atomic_file(path) as file:
+        file.write(encoded)
+
+
+def write_animation(path: str, frames: Sequence[np.ndarray], frames_per_s: float) -> None:
+    """Write uint8 `[height, width, 3]` frames (even sides) as GIF or as MP4, atomically."""
+    stack = np.stack(frames)
+    if not path.endswith(".gif"):
+        write_video(path, stack, frames_per_s, "libx264")
+        return
+    encoded = imageio.imwrite(
+        "<bytes>", stack, extension=".gif", duration=1000 / frames_per_s, loop=0
+    )
+    with atomic_file(path) as file:
+        file.write(encoded)

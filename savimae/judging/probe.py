@@ -1,0 +1,282 @@
+"""What features are worth: nearest neighbours and a linear classifier on top of them.
+
+The same is done with an untrained encoder of the same shape and with raw pixels, so that a number
+means something. Classifiers are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from savimae.data.labels import check_overlap, match_labels
+from savimae.data.lists import find_both_sides, group_of, shared_groups
+from savimae.judging.features import (
+    Features,
+    Source,
+    encoder_features,
+    make_features,
+    pixel_features,
+)
+from savimae.judging.load import Machine, Pretrained, load_pretrained
+from savimae.model.videomae import VideoMAE
+from savimae.samples.multi_view import ViewReader, Views
+from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.system.files import refuse_file
+from savimae.system.lock import sole_writer
+from savimae.system.tables import table
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised feature learning …")
+REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
+HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
+FEW = 1000  # training videos, up to which each part does in turn: one would be too small
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How well one kind of features does with one classifier on the test videos."""
+
+    features: str
+    classifier: str
+    top1: float
+    top5: float
+    detail: str  # what was chosen
+    confusion: list[list[int]]  # [true class][predicted class], videos
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """All scores, and what they are to be compared with."""
+
+    scores: list[Score]
+    classes: list[str]
+    n_train: int
+    n_test: int
+    shared: list[str]  # recordings with clips on both sides
+    overlap: int  # test videos that are training videos as well
+    numbers: list[int]  # what the training list calls the classes
+    notes: list[str]  # which labels were taken for which classes, where that is not plain
+
+    @property
+    def chance(self) -> float:
+        """Top-1 of always naming the test list's most common class."""
+        totals = np.sum(self.scores[0].confusion, 1)
+        return float(totals.max() / totals.sum())
+
+
+def probe(
+    checkpoint: str,
+    train_list: str,
+    test_list: str,
+    out: str,
+    machine: Machine,
+    *,
+    pool: str = "mean",
+    views: Views | None = None,
+    root: str | None = None,
+    sampling_rate: int | None = None,
+    seed: int = 0,
+    baselines: bool = True,
+    allow_overlap: bool = False,
+) -> Probe:
+    """Probe a model; features are kept in `out` and computed only once.
+
+    Args:
+        checkpoint: of any layout.
+        train_list, test_list: lists with labels, or folders of class folders.
+        pool: see `encoder_features`; "time" keeps what happens when.
+        views: of each video, whose features are averaged.
+        seed: of the untrained encoder and of the held-out part.
+        baselines: do the same with an untrained encoder and with raw pixels.
+        allow_overlap: let test videos be training videos as well; the result says how many are.
+
+    Raises:
+        UsageError: lists without labels or with a single one, a class of the test that training
+            does not have, options that do not fit, or `out` is a file.
+        SavimaeError: a file that cannot be read, another process that writes into `out`, or
+            scikit-learn is not installed.
+    """
+    check_sklearn()
+    refuse_file(out)
+    both_sides = find_both_sides(train_list, test_list, root)
+    labelled = match_labels(*both_sides, train_list, test_list)
+    if len(labelled.classes) == 1:
+        raise UsageError(
+            f"{shown(train_list)}: all videos have one label; nothing can be told apart"
+        )
+    overlap = check_overlap(labelled.train, labelled.test, allow_overlap)
+    pretrained = load_pretrained(checkpoint, machine.device)
+    try:
+        reader = ViewReader(pretrained.clips(sampling_rate), views or Views())
+        sources = _sources(pretrained, pool, machine, seed, baselines)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    groups = [group_of(video.name) for video in labelled.train]
+    scores = []
+    with sole_writer(out):
+        for name, source in sources.items():
+            both = []
+            for part, videos in (("train", labelled.train), ("test", labelled.test)):
+                path = os.path.join(out, f"{name.replace(' ', '-')}-{part}.npz")
+                title = f"{name}, {part} videos"
+                both.append(make_features(path, source, videos, reader, machine, title))
+                if not np.isfinite(both[-1].values).all():
+                    raise SavimaeError(
+                        f"{shown(path)}: holds what is no finite number; look at the model, and "
+                        "delete this file"
+                    )
+            scores += probe_features(name, both[0], both[1], groups, seed)
+    shared = shared_groups((v.name for v in labelled.train), (v.name for v in labelled.test))
+    return Probe(
+        scores, labelled.classes, len(labelled.train), len(labelled.test), shared, overlap,
+        labelled.numbers, labelled.notes,
+    )  # fmt: skip
+
+
+def _sources(
+    pretrained: Pretrained, pool: str, machine: Machine, seed: int, baselines: bool
+) -> dict[str, Source]:
+    import torch
+
+    sources = {"pretrained": encoder_features(pretrained.model, pool, machine)}
+    if baselines:
+        torch.manual_seed(seed)
+        untrained = VideoMAE(pretrained.model.config).to(machine.device).eval()
+        sources["untrained"] = encoder_features(untrained, pool, machine)
+        sources["raw pixels"] = pixel_features(pretrained.model.config.tubelet_size)
+    return sources
+
+
+def check_sklearn() -> None:
+    """Raises SavimaeError, with what to install, where scikit-learn is missing."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise SavimaeError(
+            "probes need scikit-learn; install it with `pip install 'savimae[probe]'`"
+        ) from None
+
+
+# -------------------------------------------------------------------------------- classifiers
+
+
+def probe_features(
+    name: str, train: Features, test: Features, groups: Sequence[str | None], seed: int
+) -> list[Score]:
+    """Both classifiers on one kind of features.
+
+    Args:
+        groups: the recording of each training video, None if unknown; videos of one are held out
+            together.
+    """
+    x_train, x_test = (each.values.reshape(len(each.values), -1) for each in (train, test))
+    scores = []
+    for classifier, fit in (("kNN", nearest_neighbours), ("linear", linear)):
+        classes, probabilities, detail = fit(x_train, train.labels, x_test, groups, seed)
+        order = classes[np.argsort(-probabilities, axis=1, kind="stable")]
+        hits = order == test.labels[:, None]
+        n = int(max(train.labels.max(), test.labels.max())) + 1
+        confusion = np.zeros((n, n), int)
+        np.add.at(confusion, (test.labels, order[:, 0]), 1)
+        scores.append(
+            Score(
+                name, classifier, float(hits[:, 0].mean()), float(hits[:, :5].any(1).mean()),
+                detail, confusion.tolist(),
+            )
+        )  # fmt: skip
+    return scores
+
+
+def nearest_neighbours(
+    x: np.ndarray, y: np.ndarray, x_test: np.ndarray, groups: Sequence[str | None], seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Weighted votes of the nearest training videos: exp(cosine similarity / 0.07) each.
+
+    Returns:
+        Classes [K], votes [tests, K] that add up to 1, and what was chosen.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.preprocessing import StandardScaler
+
+    del groups, seed
+    k = min(NEIGHBOURS, len(x))
+    scaler = StandardScaler().fit(x)
+    model = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
+    ).fit(scaler.transform(x), y)  # fmt: skip
+    return model.classes_, model.predict_proba(scaler.transform(x_test)), f"k {k}"
+
+
+def linear(
+    x: np.ndarray, y: np.ndarray, x_test: np.ndarray, groups: Sequence[str | None], seed: int
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Logistic regression on standardised features, its C chosen on held-out training videos.
+
+    More features than videos are first rotated into the space that the videos span. That changes
+    nothing: with an L2 penalty the weights lie in it.
+
+    Returns: as `nearest_neighbours`.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def model(c: float) -> Any:
+        rotation = [PCA(svd_solver="full")] if x.shape[1] > len(x) else []
+        return make_pipeline(StandardScaler(), *rotation, LogisticRegression(C=c, max_iter=2000))
+
+    parts = [part for part in hold_out(y, groups, seed) if len(set(y[part[0]])) > 1]
+    parts = parts[: None if len(y) <= FEW else 1]
+    if not parts:
+        fitted = model(1.0).fit(x, y)
+        return fitted.classes_, fitted.predict_proba(x_test), "C 1, too few videos to choose it"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about convergence: the choice of C judges what came of it
+        accuracy = {
+            c: float(np.mean([model(c).fit(x[k], y[k]).score(x[h], y[h]) for k, h in parts]))
+            for c in REGULARISATION
+        }
+        best = max(accuracy, key=lambda c: (accuracy[c], -c))  # the smaller one of equals
+        fitted = model(best).fit(x, y)
+    detail = f"C {best:g}, {accuracy[best]:.3f} on held-out training videos"
+    return fitted.classes_, fitted.predict_proba(x_test), detail
+
+
+def hold_out(
+    y: np.ndarray, groups: Sequence[str | None], seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Fifths of the videos, of every class, with videos of one recording on one side.
+
+    Returns:
+        Of each fifth, indices of the videos that are kept and of those that are held out; nothing
+        if no class has two videos, or all are of one recording.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    names = [group if group is not None else f"video {i}" for i, group in enumerate(groups)]
+    n_splits = min(HELD_OUT, len(set(names)), int(np.bincount(y).max()))
+    if n_splits < 2:
+        return []
+    splitter = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about classes with fewer videos than parts
+        return list(splitter.split(np.zeros(len(y)), y, names))
+
+
+def probe_table(result: Probe) -> str:
+    """A row for each kind of features and classifier."""
+    rows = [["features", "classifier", "top-1", "top-5", "chosen"]]
+    rows += [
+        [each.features, each.classifier, f"{each.top1:.3f}", f"{each.top5:.3f}", each.detail]
+        for each in result.scores
+    ]
+    rows.append(["most common class", "", f"{result.chance:.3f}", "", ""])
+    return table(rows, n_left=2)

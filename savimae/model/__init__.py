@@ -1,0 +1,1 @@
+"""VideoMAE and the classifier on its encoder, in plain PyTorch."""

@@ -1,0 +1,181 @@
+"""The names that parameters have in three layouts: ours, published checkpoints, Hugging Face.
+
+Ours and the published layout name the parameters of a pretraining model alike; a published
+classifier lacks our `encoder.` before the names of the encoder. `training.weights` reads and writes
+the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from savimae.model.classifier import VideoClassifier
+from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import VideoMAE
+from savimae.system.errors import SavimaeError, shown
+
+ENCODER = "encoder."
+HEAD = ("fc_norm.", "head.")  # what a classifier has beside the encoder
+State = dict[str, Tensor]
+
+
+def our_names(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Our names of the parameters of a published model."""
+    if "head.weight" not in state:
+        return state
+    return {
+        name if name.startswith(HEAD) else ENCODER + name: value for name, value in state.items()
+    }
+
+
+# Ours -> theirs within a block; qkv is split in three.
+_BLOCK_NAMES = {
+    "attn.q_bias": "attention.attention.q_bias",
+    "attn.v_bias": "attention.attention.v_bias",
+    "attn.proj": "attention.output.dense",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_BLOCKS = {
+    "encoder.blocks.": "videomae.encoder.layer.",
+    "decoder.blocks.": "decoder.decoder_layers.",
+}
+_OTHERS = {
+    "encoder.patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
+    "encoder.norm": "videomae.layernorm",
+    "head": "classifier",
+}
+_QKV = tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value"))
+# Ends of the names of the biases of queries and values. Transformers up to 5.5.0 knows the first
+# ones only, 5.5.1 to 5.17 the second ones only, and makes zeros of what it does not find; 5.18 and
+# later know both.
+_BIASES = {
+    ".attention.attention.q_bias": ".attention.attention.query.bias",
+    ".attention.attention.v_bias": ".attention.attention.value.bias",
+}
+_KEY_BIAS = ".attention.attention.key.bias"
+
+# Their config -> ours.
+HUGGINGFACE_CONFIG = {
+    "image_size": "image_size",
+    "num_frames": "num_frames",
+    "patch_size": "patch_size",
+    "tubelet_size": "tubelet_size",
+    "hidden_size": "encoder_dim",
+    "num_hidden_layers": "encoder_depth",
+    "num_attention_heads": "encoder_heads",
+    "decoder_hidden_size": "decoder_dim",
+    "decoder_num_hidden_layers": "decoder_depth",
+    "decoder_num_attention_heads": "decoder_heads",
+    "norm_pix_loss": "norm_target",
+}
+
+
+def _their_name(name: str) -> str:
+    """Our parameter name -> theirs, but for `attn.qkv.weight`."""
+    for ours, theirs in _BLOCKS.items():
+        if name.startswith(ours):
+            index, _, rest = name.removeprefix(ours).partition(".")
+            for our_part, their_part in _BLOCK_NAMES.items():
+                if rest == our_part or rest.startswith(our_part + "."):
+                    return f"{theirs}{index}.{their_part}{rest.removeprefix(our_part)}"
+    for ours, theirs in _OTHERS.items():
+        if name.startswith(ours + "."):
+            return theirs + name.removeprefix(ours)
+    return name
+
+
+def to_huggingface(state: Mapping[str, Tensor]) -> State:
+    theirs: State = {}
+    for name, value in state.items():
+        if name.endswith("attn.qkv.weight"):
+            block = _their_name(name.replace("attn.qkv.weight", "norm1")).removesuffix(
+                "layernorm_before"
+            )
+            for part, third in zip(_QKV, value.chunk(3), strict=True):
+                theirs[block + part] = third.contiguous()
+        else:
+            theirs[_their_name(name)] = value.contiguous()
+    # Under both names, so that every version finds them; a file must not hold a tensor twice.
+    return theirs | {
+        _with_end(name, first, second): value.clone()
+        for name, value in theirs.items()
+        for first, second in _BIASES.items()
+        if name.endswith(first)
+    }
+
+
+def _with_end(name: str, old: str, new: str) -> str:
+    return name.removesuffix(old) + new
+
+
+def expected_parameters(state: Mapping[str, Any], config: VideoMAEConfig) -> State:
+    """Parameters, without values, of the kind of model that `state` is of."""
+    head = state.get("head.weight")
+    with torch.device("meta"):
+        if isinstance(head, Tensor):
+            return VideoClassifier(config, len(head)).state_dict()
+        return VideoMAE(config).state_dict()
+
+
+def usual_biases(folder: str, state: Mapping[str, Tensor]) -> State:
+    """The same parameters with the biases of attention under their first names, without key biases.
+
+    A key bias adds the same to all scores of a query, which the softmax over them takes out again:
+    whatever its value, it changes no prediction.
+
+    Raises:
+        SavimaeError: a bias has two names and two values.
+    """
+    usual = {name: value for name, value in state.items() if not name.endswith(_KEY_BIAS)}
+    for first, second in _BIASES.items():
+        for other in [name for name in usual if name.endswith(second)]:
+            name, value = _with_end(other, second, first), usual.pop(other)
+            if name in usual and not torch.equal(usual[name], value):
+                raise SavimaeError(
+                    f"{shown(folder)}: {shown(name)} and {shown(other)} name the same bias and "
+                    "have different values; remove the wrong ones"
+                )
+            usual[name] = value
+    return usual
+
+
+def refuse_lost_biases(folder: str, state: Mapping[str, Tensor]) -> None:
+    """Refuse a state whose attention biases are all zero while others are not: no training ends so.
+
+    Raises:
+        SavimaeError: the state is such.
+    """
+    lost = [value for name, value in state.items() if name.endswith(tuple(_BIASES))]
+    trained = [value for name, value in state.items() if name.endswith(".output.dense.bias")]
+    if lost and not any(map(torch.any, lost)) and any(map(torch.any, trained)):
+        raise SavimaeError(
+            f"{shown(folder)}: the biases of queries and values are all zero although others are "
+            "not: transformers 5.5.1 to 5.17 lose them when they load a checkpoint; convert what "
+            "was loaded then, or load and save that with another version"
+        )
+
+
+def from_huggingface(state: Mapping[str, Tensor], config: VideoMAEConfig) -> State:
+    """Rename their parameters to ours. What has no counterpart keeps its name, for the error."""
+    left = dict(state)
+    head = {"head.weight": left["classifier.weight"]} if "classifier.weight" in left else {}
+    names = list(expected_parameters(head, config))
+    ours: State = {}
+    for name in names:
+        if name.endswith("attn.qkv.weight"):
+            block = _their_name(name.replace("attn.qkv.weight", "norm1")).removesuffix(
+                "layernorm_before"
+            )
+            parts = [block + part for part in _QKV]
+            if all(part in left for part in parts):
+                ours[name] = torch.cat([left.pop(part) for part in parts])
+        elif _their_name(name) in left:
+            ours[name] = left.pop(_their_name(name))
+    return {**ours, **left}

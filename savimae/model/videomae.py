@@ -1,0 +1,366 @@
+"""VideoMAE in plain PyTorch (Tong et al., 2022, arXiv:2203.12602; V2: Wang et al., 2023).
+
+Legend: B clips, T frames, t tubelet size, P patch size, N = T/t * (H/P) * (W/P) tokens of a clip in
+(time, row, column) order, D width. M masked tokens and V visible tokens of the whole batch.
+Masks are bool `[B, N]`, True = masked: hidden from the encoder, to be reconstructed.
+
+Visible tokens of a batch are kept in one packed `[V, D]`, clip after clip, so clips may show
+different numbers of tokens and no linear layer works on padding between them. Only attention needs
+them apart; see `attend`. A few filler rows behind the last clip round V and M up; see `filled`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from savimae.model.attention import Packing, attend, filled
+from savimae.model.config import CHANNELS, VideoMAEConfig, model_config
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LAYER_NORM_EPS = 1e-6
+TARGET_EPS = 1e-6
+
+
+@dataclasses.dataclass
+class VideoMAEOutput:
+    """The result of a forward pass. M tokens were reconstructed, in (clip, token) order.
+
+    `loss` is the mean of this batch. A mean over several batches (accumulation steps, ranks) weighs
+    every token alike if it adds up `loss_sum` and `n_values` and divides once.
+    """
+
+    prediction: Tensor  # float32 [M, t*P*P*3]
+    target: Tensor  # float32 [M, t*P*P*3]
+    token_losses: Tensor  # float32 [M], mean squared error of each token
+    decoded: Tensor  # bool [B, N], the reconstructed tokens
+    loss_sum: Tensor  # sum of squared errors, a scalar with a gradient
+    n_values: int  # values in the sum
+
+    @property
+    def loss(self) -> Tensor:
+        """Mean squared error over all reconstructed tokens of this batch."""
+        return self.loss_sum / self.n_values
+
+
+class VideoMAE(nn.Module):
+    """Encoder of the visible tokens, decoder of the masked ones.
+
+    Parameter names are those of published checkpoints; positions are fixed and not stored.
+    """
+
+    decoder_positions: Tensor
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.encoder_to_decoder = nn.Linear(config.encoder_dim, config.decoder_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_dim))
+        self.decoder = Decoder(config)
+        positions = sinusoid_positions(config.n_tokens, config.decoder_dim)
+        self.register_buffer("decoder_positions", positions, persistent=False)
+        self.apply(initialize)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, clips: Tensor, mask: Tensor, decoded: Tensor | None = None) -> VideoMAEOutput:
+        """Reconstruct masked tokens of a batch.
+
+        Args:
+            clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1).
+            mask: bool `[B, N]`, True = masked; at least one visible token a clip.
+            decoded: bool `[B, N]`, the masked tokens that are reconstructed; None: all of them.
+
+        Raises:
+            ValueError: clips or masks do not fit the model.
+        """
+        decoded = mask if decoded is None else decoded
+        check_clips(clips, self.config)
+        self._check(clips, mask, decoded)
+        tokens = self.patchify(clips)
+        n = self.config.n_tokens
+
+        visible = (~mask).flatten().nonzero()[:, 0]  # [V], in (clip, token) order
+        lengths = (~mask).sum(1)
+        rounded = filled(visible, mask.numel())
+        encoded = self.encoder(tokens[rounded], rounded % n, lengths)
+        projected = self.encoder_to_decoder(encoded)[: len(visible)]
+        projected = projected + self.decoder_positions[visible % n].to(projected.dtype)
+
+        # Decoder input in token order: visible tokens where they belong, mask tokens elsewhere.
+        in_decoder = ~mask | decoded
+        n_in_decoder = in_decoder.sum(1)
+        places = in_decoder.flatten().nonzero()[:, 0]
+        if len(places) < mask.numel():  # the decoder masks too
+            places = filled(places, mask.numel())
+        hidden = (self.mask_token[0] + self.decoder_positions[places % n]).to(projected.dtype)
+        row_of = torch.cumsum(in_decoder.flatten(), 0) - 1  # token -> its row in `hidden`
+        hidden = hidden.index_copy(0, row_of[visible], projected)
+
+        wanted = decoded.flatten().nonzero()[:, 0]  # [M]
+        m = len(wanted)
+        wanted = filled(wanted, mask.numel())
+        prediction = self.decoder(hidden, n_in_decoder, row_of[wanted]).float()
+        target = self._target(tokens, wanted)
+        errors = (prediction - target).square()
+        return VideoMAEOutput(
+            prediction[:m], target[:m], errors.detach().mean(1)[:m], decoded,
+            errors[:m].sum(), m * self.config.token_values,
+        )  # fmt: skip
+
+    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of unmasked clips: tokens float `[B, N, D]` and their mean `[B, D]`.
+
+        Args:
+            clips: `[B, T, H, W, 3]` RGB, uint8 or float in 0 to 1.
+        """
+        features = self.encoder.whole(clips)
+        return features, features.mean(1)
+
+    def patchify(self, clips: Tensor) -> Tensor:
+        """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
+        return patchify(clips, self.config)
+
+    def _target(self, tokens: Tensor, wanted: Tensor) -> Tensor:
+        """Pixels in 0 to 1 of the tokens at `wanted`, normalised: float32 `[M, t*P*P*3]`."""
+        pixels = _unit_float(tokens[wanted]).view(len(wanted), -1, CHANNELS)
+        if self.config.norm_target:
+            pixels = normalize_tokens(pixels)
+        return pixels.flatten(1)
+
+    def _check(self, clips: Tensor, mask: Tensor, decoded: Tensor) -> None:
+        c = self.config
+        for name, given in (("mask", mask), ("decoded", decoded)):
+            if given.dtype != torch.bool or tuple(given.shape) != (len(clips), c.n_tokens):
+                raise ValueError(
+                    f"{name} is {given.dtype} {list(given.shape)}, the model wants bool "
+                    f"[{len(clips)}, {c.n_tokens}]"
+                )
+        if not (~mask).any(1).all():
+            raise ValueError("a clip of this batch shows no token")
+        if not mask.any():
+            raise ValueError("this batch masks no token: there is nothing to reconstruct")
+        if (decoded & ~mask).any() or not decoded.any():
+            raise ValueError("decoded tokens must be masked ones, at least one of a batch")
+
+
+class Encoder(nn.Module):
+    """Patch embedding, transformer blocks, norm.
+
+    Args:
+        has_norm: without, the last norm is left to what follows, as in fine-tuned models.
+    """
+
+    positions: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, config: VideoMAEConfig, has_norm: bool = True):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(
+            Block(config.encoder_dim, config.encoder_heads) for _ in range(config.encoder_depth)
+        )
+        norm = nn.LayerNorm(config.encoder_dim, eps=LAYER_NORM_EPS)
+        self.norm: nn.Module = norm if has_norm else nn.Identity()
+        for name, value in (
+            ("positions", sinusoid_positions(config.n_tokens, config.encoder_dim)),
+            ("pixel_mean", torch.tensor(IMAGENET_MEAN)),
+            ("pixel_std", torch.tensor(IMAGENET_STD)),
+        ):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(
+        self, tokens: Tensor, places: Tensor, lengths: Tensor, branches: Tensor | None = None
+    ) -> Tensor:
+        """Packed tokens of clips with these lengths `[B]` -> features `[V, D]`.
+
+        Rows behind the last clip are filler: their results mean nothing.
+
+        Args:
+            tokens: pixels `[V, t*P*P*3]`, uint8 or float in 0 to 1.
+            places: of the tokens in their clip, int `[V]`, 0 to N - 1.
+            branches: float `[depth, 2, B]`, what the residual branches (attention, MLP) of each
+                block are multiplied with for each clip: stochastic depth. None: 1.
+        """
+        pixels = _unit_float(tokens).view(-1, CHANNELS)
+        pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(tokens), -1)
+        hidden = self.patch_embed(pixels)
+        hidden = hidden + self.positions[places].to(hidden.dtype)
+        return self.norm(
+            _run_blocks(self.blocks, hidden, lengths, self.config.checkpoint_activations, branches)
+        )
+
+    def whole(self, clips: Tensor, branches: Tensor | None = None) -> Tensor:
+        """Features of all tokens of unmasked clips `[B, T, H, W, 3]`: float32 `[B, N, D]`.
+
+        Raises:
+            ValueError: clips that do not fit the model.
+        """
+        check_clips(clips, self.config)
+        n_clips, n = len(clips), self.config.n_tokens
+        places = torch.arange(n, device=clips.device).repeat(n_clips)
+        lengths = torch.full((n_clips,), n, device=clips.device)
+        encoded = self(patchify(clips, self.config), places, lengths, branches)
+        return encoded.view(n_clips, n, -1).float()
+
+
+class Decoder(nn.Module):
+    """Transformer blocks, norm, and a linear layer to pixels."""
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.decoder_dim, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(config.decoder_dim, eps=LAYER_NORM_EPS)
+        self.head = nn.Linear(config.decoder_dim, config.token_values)
+        self.checkpoint_activations = config.checkpoint_activations
+
+    def forward(self, hidden: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
+        """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*3]` of the rows `wanted` `[M]`."""
+        hidden = _run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations, None)
+        return self.head(self.norm(hidden.index_select(0, wanted)))
+
+
+class PatchEmbed(nn.Module):
+    """The published convolution over tubelets, as a linear layer on tokens."""
+
+    def __init__(self, config: VideoMAEConfig):
+        super().__init__()
+        size = (config.tubelet_size, config.patch_size, config.patch_size)
+        self.proj = nn.Conv3d(CHANNELS, config.encoder_dim, size, stride=size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens `[V, t*P*P*3]` in (t, row, column, channel) order -> `[V, D]`."""
+        # [D, 3, t, P, P] -> [D, t, P, P, 3] -> [D, t*P*P*3]
+        weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
+        return F.linear(tokens, weight, self.proj.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block on packed tokens."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(dim)
+
+    def forward(self, hidden: Tensor, packing: Packing, branches: Tensor | None) -> Tensor:
+        """Packed tokens `[rows, D]`; `branches` `[2, rows, 1]` multiplies attention and MLP."""
+        if branches is None:
+            hidden = hidden + self.attn(self.norm1(hidden), packing)
+            return hidden + self.mlp(self.norm2(hidden))
+        hidden = hidden + branches[0] * self.attn(self.norm1(hidden), packing)
+        return hidden + branches[1] * self.mlp(self.norm2(hidden))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each clip; the key projection has no bias."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(hidden, self.qkv.weight, bias)
+        return self.proj(attend(qkv, self.heads, packing))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU (erf) between, four times as wide inside."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.fc2 = nn.Linear(4 * dim, dim)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(hidden)))
+
+
+# ---------------------------------------------------------------------------------- attention
+
+
+def _run_blocks(
+    blocks: nn.ModuleList,
+    hidden: Tensor,
+    lengths: Tensor,
+    checkpoint_activations: bool,
+    branches: Tensor | None,
+) -> Tensor:
+    packing = Packing.of(lengths, len(hidden))
+    for index, block in enumerate(blocks):
+        rows = None
+        if branches is not None:  # [2, B] -> [2, rows, 1]
+            rows = branches[index].repeat_interleave(lengths, 1)[..., None].to(hidden.dtype)
+        if checkpoint_activations and hidden.requires_grad:
+            hidden = checkpoint(block, hidden, packing, rows, use_reentrant=False)
+        else:
+            hidden = block(hidden, packing, rows)
+    return hidden
+
+
+# -------------------------------------------------------------------------------- definitions
+
+
+def patchify(clips: Tensor, config: VideoMAEConfig) -> Tensor:
+    """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
+    t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
+    # [B, T, H, W, 3] -> [B, T/t, t, H/P, P, W/P, P, 3] -> [B, T/t, H/P, W/P, t, P, P, 3]
+    parts = clips.reshape(len(clips), -1, t, grid, p, grid, p, CHANNELS)
+    return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, config.token_values)
+
+
+def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
+    """Raises ValueError for clips that are not `[B, T, H, W, 3]` with the model's sizes."""
+    expected = (config.num_frames, config.image_size, config.image_size, CHANNELS)
+    if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+        raise ValueError(f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]")
+
+
+def sinusoid_positions(n: int, dim: int) -> Tensor:
+    """Fixed positions float32 `[n, dim]`: pos / 10000^(2 floor(j/2) / dim), sine for even j.
+
+    Vaswani et al., 2017, on the one-dimensional token index; computed in float64.
+    """
+    exponent = 2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim
+    angles = torch.arange(n, dtype=torch.float64)[:, None] / 10000**exponent
+    return torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos()).float()
+
+
+def normalize_tokens(pixels: Tensor) -> Tensor:
+    """`(x - mean) / (sqrt(unbiased variance) + 1e-6)` per channel of float `[M, pixels, 3]`."""
+    variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
+    return (pixels - mean) / (variance.sqrt() + TARGET_EPS)
+
+
+def _unit_float(tokens: Tensor) -> Tensor:
+    """Pixel values as float32 in 0 to 1."""
+    return tokens.float() / 255 if tokens.dtype == torch.uint8 else tokens.float()
+
+
+def initialize(module: nn.Module) -> None:
+    """Xavier-uniform linear layers (the patch embedding is one), zero biases."""
+    if isinstance(module, nn.Linear | nn.Conv3d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def build_model(name: str, **changes: object) -> VideoMAE:
+    """A freshly initialised model by size or published name; see `model_config`."""
+    return VideoMAE(model_config(name, **changes))

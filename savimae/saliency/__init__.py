@@ -1,0 +1,1 @@
+"""What is salient in every frame of a video, and the arrays that hold it."""

@@ -1,0 +1,103 @@
+"""What is made of one video: an array, or the folder of its saliency maps."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+
+from savimae.data.lists import Video
+from savimae.data.video import open_video
+from savimae.saliency.arrays import array_frames, array_path, write_array
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.frames import FrameSaliency, patch_chunks
+from savimae.system.files import atomic_folder
+from savimae.system.workers import counter
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """The result for one video."""
+
+    frames: int
+    salient_share: float | None  # of its patches; None where no patches were made
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayMaker:
+    """Frames (or, with `from_maps`, saliency maps) -> `OUT/Class/video.npy`."""
+
+    saliency: SaliencyConfig
+    dtype: str = "uint8"
+    from_maps: bool = False
+    verb = "preprocess"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "output": "patches",
+            "source": "maps" if self.from_maps else "frames",
+            **dataclasses.asdict(self.saliency),
+            "dtype": self.dtype,
+        }
+
+    def target(self, out: str, video: Video) -> str:
+        return array_path(out, video.name)
+
+    def is_done(self, target: str) -> bool:
+        return array_frames(target, self.saliency.grid_size, self.dtype) is not None
+
+    def make(self, video: Video, target: str) -> Done:
+        frames = open_video(video.path)
+        chunks = patch_chunks(frames, FrameSaliency(self.saliency), self.from_maps)
+        n = self.saliency.grid_size
+        n_frames, n_salient = write_array(target, _counted(chunks, frames), n, self.dtype)
+        return Done(n_frames, n_salient / (n_frames * n * n))
+
+
+@dataclasses.dataclass(frozen=True)
+class MapMaker:
+    """Frames -> `OUT/Class/video/img_00001.png`, ...: the saliency maps."""
+
+    saliency: SaliencyConfig
+    verb = "saliency"
+
+    def settings(self) -> dict[str, Any]:
+        return {"output": "maps", "input_size": self.saliency.input_size}
+
+    def target(self, out: str, video: Video) -> str:
+        return os.path.join(out, video.name)
+
+    def is_done(self, target: str) -> bool:
+        return os.path.isdir(target)  # made under another name and renamed when complete
+
+    def make(self, video: Video, target: str) -> Done:
+        frames = open_video(video.path)
+        saliency = FrameSaliency(self.saliency)
+        n_frames = 0
+        with atomic_folder(target) as folder:
+            for index, gray in enumerate(frames.gray_planes()):
+                path = os.path.join(folder, frames.frame_name(index) + ".png")
+                imageio.imwrite(path, saliency.saliency_map(gray), extension=".png")
+                n_frames = index + 1
+                _count(1, n_frames, frames.expected_frames)
+        return Done(n_frames, None)
+
+
+Maker = ArrayMaker | MapMaker
+
+
+def _counted(chunks: Iterator[np.ndarray], frames: Any) -> Iterator[np.ndarray]:
+    """Pass chunks on and tell this worker's counter."""
+    n_frames = 0
+    for chunk in chunks:
+        n_frames += len(chunk)
+        _count(len(chunk), n_frames, frames.expected_frames)
+        yield chunk
+
+
+def _count(new: int, total: int, expected: int) -> None:
+    counter().add(new, total / expected if expected else 0.0)

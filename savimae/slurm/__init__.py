@@ -1,0 +1,1 @@
+"""Jobs on a Slurm cluster: scripts, submission, a site's profile, status."""

@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning: the loop, its tasks, checkpoints, log, weights on disk."""

@@ -1,0 +1,523 @@
+"""Pretraining: from options to a run of the loop.
+
+Legend: B clips, T frames, S input size, N tokens of a clip. Masks: True = masked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from savimae.data.lists import Video, VideoList, distinct_videos, find_videos, names_digest
+from savimae.data.video import VideoError, naming_video
+from savimae.model.config import PUBLISHED, VideoMAEConfig, describe, model_config, step_flops
+from savimae.model.videomae import VideoMAE
+from savimae.saliency.arrays import cut_words, find_cut
+from savimae.saliency.config import SaliencyConfig
+from savimae.samples.clips import Clip, ClipConfig, ClipReader
+from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks, refuse_idle_ratios
+from savimae.samples.randomness import REPLACEMENT, sample_keys, uniform
+from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.system.files import read_json
+from savimae.system.settings import CONFIG
+from savimae.training.checkpoint import last_checkpoint
+from savimae.training.distributed import World
+from savimae.training.launch import check_launch, launch, print_steps
+from savimae.training.loop import Loop, PlainTask
+from savimae.training.machine import autocast
+from savimae.training.optimizer import make_optimizer
+from savimae.training.setup import (
+    RESUME_AUTO,
+    RunConfig,
+    Setup,
+    common_settings,
+    named_process,
+    print_setup,
+    set_up,
+    set_up_elsewhere,
+)
+from savimae.training.weights import check_parameters, load_weights
+
+BAD_VIDEO_POLICIES = ("stop", "skip")
+DEFAULT_MODEL = "base"
+STOP_REMEDY = "mend it, take it off the list, or let --on-bad-video skip replace it"
+MAX_REPLACEMENTS = 20  # videos that may fail one after the other
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Everything that `savimae train` can be told."""
+
+    saliency_root: str | None = None
+    saliency_threshold: float | None = None  # where it is computed from the clips; None: 0.5
+
+    init: str | None = None  # weights to start from
+    # Shape of the model. None: take it from the weights to start from, else from the model's name,
+    # else from the defaults of VideoMAEConfig.
+    model: str | None = None  # None without weights: base
+    decoder_depth: int | None = None
+    tubelet_size: int | None = None
+    patch_size: int | None = None
+    input_size: int | None = None
+    num_frames: int | None = None
+
+    mask_type: str = "savi"
+    mask_ratio: float | None = None  # of tube and random masks; None: 0.9
+    salient_mask_ratio: float | None = None  # of savi and savi-tube masks; None: 0.85
+    nonsalient_mask_ratio: float | None = None  # None: 0.95
+    decoder_mask_ratio: float = 0.0
+
+    sampling_rate: int = 4
+    augment: str = "none"
+    hflip: bool = False
+    on_bad_video: str = "stop"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.on_bad_video not in BAD_VIDEO_POLICIES:
+            known = ", ".join(BAD_VIDEO_POLICIES)
+            raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
+        refuse_idle_ratios(
+            self.mask_type, self.mask_ratio, self.salient_mask_ratio, self.nonsalient_mask_ratio
+        )
+        if self.saliency_threshold is not None and self.saliency_root and self.augment == "none":
+            raise ValueError(
+                "--saliency-threshold is for saliency that is computed from the clips; the arrays "
+                "of --saliency-root have theirs, see `savimae preprocess --threshold`"
+            )
+
+    def model_shape(self) -> VideoMAEConfig:
+        """Shape of the model.
+
+        Raises:
+            ValueError: a shape that cannot be, or not that of the weights to start from.
+            SavimaeError: these cannot be read.
+        """
+        options = {
+            "image_size": self.input_size,
+            "patch_size": self.patch_size,
+            "num_frames": self.num_frames,
+            "tubelet_size": self.tubelet_size,
+            "decoder_depth": self.decoder_depth,
+        }
+        given: dict[str, Any] = {
+            name: value for name, value in options.items() if value is not None
+        }
+        if self._init_shape is not None and self.model is not None:
+            named = model_config(self.model)
+            if describe(named) != describe(self._init_shape):
+                raise ValueError(
+                    f"{shown(self.init or '')}: is {describe(self._init_shape)}, --model is "
+                    f"{describe(named)}; leave --model out to go on with the former"
+                )
+            if self.model.startswith(PUBLISHED):
+                sizes = {"image_size": named.image_size, "patch_size": named.patch_size}
+                given = {**sizes, **given}
+        given["checkpoint_activations"] = self.checkpoint_activations
+        if self._init_shape is None:
+            return model_config(self.model or DEFAULT_MODEL, **given)
+        # Parameters depend on these, but not on the size of the frames and their number.
+        for name in ("patch_size", "tubelet_size", "decoder_depth"):
+            value = getattr(self._init_shape, name)
+            if given.get(name, value) != value:
+                raise ValueError(
+                    f"{name} is {given[name]}, that of {shown(self.init or '')} is {value}; leave "
+                    f"--{name.replace('_', '-')} out to go on with the latter"
+                )
+        norm_target = VideoMAEConfig.norm_target
+        return dataclasses.replace(self._init_shape, **{"norm_target": norm_target, **given})
+
+    @functools.cached_property
+    def _init_shape(self) -> VideoMAEConfig | None:
+        """Shape of the weights to start from; None without.
+
+        A run that goes on has its own recorded, and may outlive these weights.
+        """
+        if self.init is None:
+            return None
+        if self.resume == RESUME_AUTO and last_checkpoint(self.out) is not None:
+            # A broken config.json is reported where it is used.
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                recorded = read_json(os.path.join(self.out, CONFIG))
+                if recorded.get("init") == self.init:
+                    names = [field.name for field in dataclasses.fields(VideoMAEConfig)]
+                    return VideoMAEConfig(**{k: recorded[k] for k in names if k in recorded})
+        return load_weights(self.init).config
+
+    def mask_spec(self) -> MaskSpec:
+        """Raises ValueError for an unknown type or a ratio out of range."""
+        model = self.model_shape()
+        given = {
+            "ratio": self.mask_ratio,
+            "salient_ratio": self.salient_mask_ratio,
+            "nonsalient_ratio": self.nonsalient_mask_ratio,
+        }
+        return MaskSpec(
+            self.mask_type, model.time_steps, model.grid_size,
+            **{name: value for name, value in given.items() if value is not None},
+            decoder_ratio=self.decoder_mask_ratio,
+        )  # fmt: skip
+
+    def clip_config(self) -> ClipConfig:
+        """Raises ValueError for an unknown augmentation or a size below 1."""
+        model = self.model_shape()
+        return ClipConfig(
+            model.num_frames, self.sampling_rate, model.image_size, self.augment, self.hflip
+        )
+
+    def saliency_config(self) -> SaliencyConfig:
+        model = self.model_shape()
+        if self.saliency_threshold is None:
+            return SaliencyConfig(model.image_size, model.patch_size)
+        return SaliencyConfig(model.image_size, model.patch_size, self.saliency_threshold)
+
+
+# ---------------------------------------------------------------------------------- the task
+
+
+class Sample(NamedTuple):
+    """One clip of an epoch."""
+
+    place: int  # in the list; masks depend on it, also where the video was replaced
+    video: Video
+    clip: Clip
+    n_replaced: int  # videos that failed before one could be decoded
+
+
+class Batch(NamedTuple):
+    """Clips with their masks, on the device."""
+
+    pixels: Tensor  # uint8 [B, T, S, S, 3]
+    mask: Tensor  # bool [B, N], True = masked
+    decoded: Tensor  # bool [B, N], the masked tokens that are reconstructed
+    salient: Tensor  # bool [B, N]
+    n_replaced: int
+
+
+class Pretraining(PlainTask):
+    """The task of the loop: masked clips, and the error of their reconstruction."""
+
+    sum_names = (
+        "salient_sum", "n_salient", "other_sum", "n_other", "visible", "flops", "replaced",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        model: VideoMAE,
+        videos: Sequence[Video],
+        reader: ClipReader,
+        masks: MaskSpec,
+        seed: int,
+        on_bad_video: str,
+        device: torch.device,
+    ):
+        self.model = model
+        self.videos = videos
+        self.reader = reader
+        self.masks = masks
+        self.seed = seed
+        self.on_bad_video = on_bad_video
+        self.device = device
+        self.reported: set[str] = set()
+
+    def load(self, index: int, epoch: int) -> Sample:
+        """Clip `index` of `epoch`; a video that cannot be decoded stops the run or is replaced.
+
+        Raises:
+            SavimaeError: the video, or its saliency array, cannot be read.
+        """
+        key = sample_keys(self.seed, epoch, np.array([index]))[0]
+        others = uniform(key, REPLACEMENT, MAX_REPLACEMENTS) * len(self.videos)
+        for attempt, other in enumerate([index, *others.astype(int).tolist()]):
+            video = self.videos[other]
+            try:
+                return Sample(index, video, self.reader.read(video, key), attempt)
+            except VideoError as error:
+                if self.on_bad_video == "stop":
+                    with naming_video(video.path, STOP_REMEDY):
+                        raise
+                self._report(video, str(error))
+        raise SavimaeError(
+            f"{MAX_REPLACEMENTS} videos in a row cannot be decoded; look at the messages above"
+        )
+
+    def _report(self, video: Video, reason: str) -> None:
+        if video.path not in self.reported:
+            self.reported.add(video.path)
+            print(f"replaced: {shown(video.path)}: {reason}", file=sys.stderr, flush=True)
+
+    def sample_name(self, sample: Sample) -> str:
+        return sample.video.path
+
+    def collate(self, samples: list[Sample], epoch: int) -> Batch:
+        pixels = np.stack([sample.clip.pixels for sample in samples])
+        salient = np.stack([sample.clip.saliency for sample in samples])
+        keys = sample_keys(self.seed, epoch, np.array([sample.place for sample in samples]))
+        mask = draw_masks(self.masks, keys, salient)
+        return Batch(
+            torch.from_numpy(pixels).to(self.device),
+            torch.from_numpy(mask).to(self.device),
+            torch.from_numpy(draw_decoded(self.masks, keys, mask)).to(self.device),
+            torch.from_numpy(salient).to(self.device),
+            sum(sample.n_replaced for sample in samples),
+        )
+
+    def n_terms(self, batch: Batch) -> int:
+        """Values that are reconstructed."""
+        return int(batch.decoded.sum()) * self.model.config.token_values
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Sum of squared errors, and the sums by name."""
+        output = self.model(batch.pixels, batch.mask, batch.decoded)
+        salient = batch.salient[output.decoded]
+        of_salient = float(output.token_losses[salient].sum(dtype=torch.float64))
+        of_all = float(output.token_losses.sum(dtype=torch.float64))
+        n_salient = int(salient.sum())
+        visible = (~batch.mask).sum(1).tolist()
+        decoded = output.decoded.sum(1).tolist()
+        return output.loss_sum, {
+            "salient_sum": of_salient,
+            "n_salient": n_salient,
+            "other_sum": of_all - of_salient,
+            "n_other": len(salient) - n_salient,
+            "visible": sum(visible),
+            "flops": step_flops(self.model.config, visible, decoded),
+            "replaced": batch.n_replaced,
+        }
+
+    def log_fields(self, sums: dict[str, float], seconds: float) -> dict[str, float | None]:
+        def mean(total: str, count: str) -> float | None:
+            return sums[total] / sums[count] if sums[count] else None
+
+        return {
+            "loss_salient": mean("salient_sum", "n_salient"),
+            "loss_other": mean("other_sum", "n_other"),
+            "visible_tokens": mean("visible", "n_samples"),
+            "gflop_per_s": round(sums["flops"] / seconds / 1e9, 2),
+            "replaced_videos": sums["replaced"],
+        }
+
+
+# ------------------------------------------------------------------------------------ the run
+
+
+def train(config: TrainConfig) -> int:
+    """Pretrain as `config` says; returns the exit code, 0 or `errors.EXIT_STOPPED`.
+
+    Raises:
+        UsageError: options that do not fit each other, the data or the run's folder.
+        SavimaeError: data or a checkpoint that cannot be read, a loss that is not finite, a
+            process that is gone.
+    """
+    with named_process() as world:
+        found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
+        setup = set_up(config, world, len(found.videos))
+        run = PretrainingRun(config, setup, found)
+        run.check_data()
+        return launch(setup, run)
+
+
+def check_training(config: TrainConfig, world: World, source: str | None = None) -> None:
+    """Raise what `train` would raise before its first step, if other machines start it later.
+
+    Nothing is written, no model is made, and no video is opened.
+
+    Args:
+        world: its `size` is the number of processes.
+        source: the videos that the list `config.data` will be made of, where that list and the
+            arrays do not exist yet.
+
+    Raises:
+        UsageError, SavimaeError: as `train`.
+    """
+    found = find_videos(source or config.data, config.root, weigh=False)
+    setup = set_up_elsewhere(config, world, len(found.videos))
+    run = PretrainingRun(config, setup, found)
+    if source is None:
+        run.check_data()
+    # How many videos have arrays decides how long the warm-up is.
+    goes_on = check_launch(setup, run, () if source is None else ("videos", "warmup_steps"))
+    if config.init is not None and not goes_on:
+        _initial_weights(config.init, run.shape)
+
+
+class PretrainingRun:
+    """Pretraining as a run of the loop.
+
+    Raises:
+        UsageError: options that do not fit each other.
+    """
+
+    def __init__(self, config: TrainConfig, setup: Setup, found: VideoList):
+        self.config = config
+        self.setup = setup
+        self.found = found
+        self.videos = found.videos
+        try:
+            self.masks, self.shape = config.mask_spec(), config.model_shape()
+            clips, saliency = config.clip_config(), config.saliency_config()
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        # Crops move the grid of the arrays: none is read.
+        root = config.saliency_root if clips.augment == "none" else None
+        self.reader = ClipReader(clips, saliency, self.shape.tubelet_size, root)
+
+    def check_data(self) -> None:
+        """Look whether all videos could be listed and have their arrays, and how those are called.
+
+        Raises:
+            UsageError: the arrays are of other sizes.
+            SavimaeError: something is missing.
+        """
+        _report_unreadable(self.found, self.config.on_bad_video, self.setup.world)
+        if self.reader.saliency_root is not None:
+            self.reader.array_cut = check_arrays(self.videos, self.reader.saliency_root, self.shape)
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.shape)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        config, masks, reader = self.config, self.masks, self.reader
+        ratios = ["salient_ratio", "nonsalient_ratio"] if masks.uses_saliency else ["ratio"]
+        shape = dataclasses.asdict(self.shape)
+        del shape["checkpoint_activations"]
+        return {
+            "output": "pretraining",
+            "videos": names_digest(self.videos),
+            "mask_type": masks.kind,
+            **{f"mask_{name}": getattr(masks, name) for name in ratios},
+            "saliency": "computed" if reader.saliency_root is None else "arrays",
+            **({} if reader.saliency_root else {"saliency_threshold": reader.saliency.threshold}),
+            "sampling_rate": config.sampling_rate,
+            "augment": config.augment,
+            "hflip": config.hflip,
+            **shape,
+            "decoder_mask_ratio": masks.decoder_ratio,
+            # Older versions never reconstructed half of the tokens: their runs are not resumed.
+            **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
+            "init": config.init,
+            **common_settings(self.setup),
+        }
+
+    def build(self, is_new: bool) -> Pretraining:
+        model = VideoMAE(self.shape)
+        if self.config.init is not None and is_new:
+            _initialize_from(model, self.config.init)
+        return Pretraining(
+            model.to(self.setup.device), self.videos, self.reader, self.masks, self.config.seed,
+            self.config.on_bad_video, self.setup.device,
+        )  # fmt: skip
+
+    def make_optimizer(self, task: Pretraining) -> torch.optim.Optimizer:
+        return make_optimizer(task.model, self.config.weight_decay)
+
+    def blocks(self, task: Pretraining) -> list[nn.Module]:
+        return [*task.model.encoder.blocks, *task.model.decoder.blocks]
+
+    def start_event(self) -> dict[str, Any]:
+        return {"saliency_root": self.config.saliency_root}
+
+    def print_plan(self, loop: Loop, task: Pretraining) -> None:
+        config, shape = self.config, self.shape
+        n_parameters = sum(each.numel() for each in task.model.parameters()) / 1e6
+        print_setup(
+            self.setup,
+            f"clips of {shape.num_frames} frames, {config.sampling_rate} apart, "
+            f"{shape.image_size}x{shape.image_size}",
+            f"{config.model or describe(shape)}: {n_parameters:.2f} M parameters, "
+            f"{shape.n_tokens} tokens a clip",
+        )
+        source = f"arrays of {shown(config.saliency_root)}" if config.saliency_root else "the clips"
+        if config.saliency_root and self.reader.saliency_root is None:
+            source = "the cropped clips (crops move the grid of the arrays)"
+        if self.reader.saliency_root is not None and self.reader.array_cut:
+            name = self.videos[0].name
+            print(cut_words(self.reader.saliency_root, name, self.reader.array_cut))
+        visible, seconds_a_clip = _try_clips(loop, task, self.setup.precision)
+        print(
+            f"{config.mask_type} masks, saliency from {source}: about {visible:.0f} of "
+            f"{shape.n_tokens} tokens visible"
+        )
+        print_steps(loop, seconds_a_clip)
+
+
+def _report_unreadable(found: VideoList, policy: str, world: World) -> None:
+    """Folders that could not be listed, and empty ones: treated like videos that do not decode.
+
+    Raises:
+        SavimaeError: there are some, and the policy is to stop.
+    """
+    for path, reason in found.unreadable:
+        if policy == "stop":
+            raise SavimaeError(
+                f"{shown(path)}: {reason} ({len(found.unreadable)} such in the data); mend or "
+                "remove it, or let --on-bad-video skip leave it out"
+            )
+        if world.is_main:
+            print(f"left out: {shown(path)}: {reason}", file=sys.stderr, flush=True)
+
+
+def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> int:
+    """Every video has an array, made with the model's sizes. Looks at names only, not into files.
+
+    Returns:
+        How the arrays are called, as `find_cut`.
+
+    Raises:
+        UsageError: no such folder, the arrays are of other sizes, or two videos would share one.
+        SavimaeError: some are missing.
+    """
+    try:
+        recorded = read_json(os.path.join(root, CONFIG))
+    except (OSError, ValueError):  # arrays of another tool
+        recorded = {}
+    for name, wanted in (("input_size", shape.image_size), ("patch_size", shape.patch_size)):
+        if recorded.get(name, wanted) != wanted:
+            raise UsageError(
+                f"{shown(root)} was made with {name} {recorded[name]}, the model wants {wanted}; "
+                "preprocess with the model's sizes, or leave --saliency-root out"
+            )
+    distinct_videos(videos)
+    return find_cut(root, [video.name for video in videos])
+
+
+def _initialize_from(model: VideoMAE, path: str) -> None:
+    """Start from weights of any layout that `convert` knows; their shape must be the model's."""
+    model.load_state_dict(_initial_weights(path, model.config))
+
+
+def _initial_weights(path: str, shape: VideoMAEConfig) -> dict[str, Tensor]:
+    weights = load_weights(path)
+    check_parameters(path, weights.state, shape)
+    return weights.state
+
+
+def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, float]:
+    """Visible tokens of the first clips on average, and seconds of training a clip, roughly.
+
+    A step is three forward passes: the backward pass takes twice the forward one.
+    """
+    batch = loop.plan.micro_batches(loop.step)[0][:4]
+    epoch = loop.plan.epoch_of(loop.step)
+    task.model.train()
+    few = task.collate([task.load(int(index), epoch) for index in batch], epoch)
+    visible = float((~few.mask).sum(1).double().mean())
+    seconds = 0.0
+    with torch.no_grad(), autocast(task.device, precision):
+        for _ in range(2):  # the first one is slow
+            start = time.perf_counter()
+            task.loss(few)
+            seconds = time.perf_counter() - start
+    return visible, 3 * seconds / len(batch)

@@ -1,0 +1,219 @@
+"""What is known of a run before its processes meet: options, machine, plan and schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+
+from savimae.system.cores import available_cores
+from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.system.files import read_json
+from savimae.system.settings import CONFIG
+from savimae.training.checkpoint import SaveEvery
+from savimae.training.distributed import World, find_world
+from savimae.training.log import check_tensorboard
+from savimae.training.machine import (
+    PRECISIONS,
+    check_compiler,
+    choose_device,
+    choose_precision,
+    default_workers,
+)
+from savimae.training.plan import Plan
+from savimae.training.schedule import Schedule, default_warmup_epochs
+
+RESUME_AUTO, RESUME_NEVER = "auto", "never"
+SMALL_LR = 1e-5  # below it AdamW hardly moves in a run of ordinary length
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What every kind of training can be told."""
+
+    data: str  # a list, or a folder of videos
+    out: str  # the run's folder
+    root: str | None = None  # where a list's relative paths start
+
+    epochs: int = 800
+    batch_size: int = 8
+    accumulate: int = 1
+    lr: float | None = None  # the highest rate; None: base_lr * effective batch / 256
+    base_lr: float | None = None  # None: 1.5e-4
+    min_lr: float | None = None  # None: 1e-5, or a tenth of the highest if that is less
+    warmup_epochs: float | None = None  # None: a tenth of the epochs, at most 40
+    weight_decay: float = 0.05
+    clip_grad: float | None = None
+    seed: int = 0
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    workers: int | None = None
+    compile: bool = False
+    checkpoint_activations: bool = False
+
+    resume: str = RESUME_AUTO
+    save_every: tuple[SaveEvery, ...] = (SaveEvery(epochs=10), SaveEvery(minutes=15))
+    keep: int = 3
+    log_every: int = 10
+    tensorboard: bool = False
+
+    default_base_lr: ClassVar[float] = 1.5e-4  # per 256 clips of the effective batch
+    default_min_lr: ClassVar[float] = 1e-5
+    longest_warmup: ClassVar[float] = 40  # epochs
+    # What to do with a checkpoint of other settings.
+    resume_advice: ClassVar[str] = (
+        "To start from its weights only, choose another --out and give it to --init"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "keep", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.lr is not None and self.base_lr is not None:
+            raise ValueError("give --lr or --base-lr, not both")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise ValueError(f"clip_grad must be above 0, not {self.clip_grad}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
+
+    def schedule(self, plan: Plan) -> Schedule:
+        """Raises ValueError if the warm-up is not shorter than the run, or rates do not fit."""
+        peak = self.lr
+        if peak is None:
+            base_lr = self.default_base_lr if self.base_lr is None else self.base_lr
+            peak = base_lr * plan.effective_batch / 256
+        min_lr = min(self.default_min_lr, peak / 10) if self.min_lr is None else self.min_lr
+        warmup = self.warmup_epochs
+        if warmup is None:
+            warmup = default_warmup_epochs(self.epochs, self.longest_warmup)
+        if not 0 <= warmup < self.epochs:
+            raise ValueError(
+                f"a warm-up of {warmup:g} epochs leaves nothing of a run of {self.epochs}; give a "
+                "shorter --warmup-epochs or more --epochs"
+            )
+        steps = plan.steps_per_epoch
+        return Schedule(peak, min_lr, self.epochs * steps, int(warmup * steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is known of a run before its processes meet."""
+
+    config: RunConfig
+    world: World
+    device: torch.device
+    precision: str  # bf16 or fp32; auto, too, of a run that other machines will do
+    workers: int  # threads that load clips
+    plan: Plan
+    schedule: Schedule
+
+
+@contextlib.contextmanager
+def named_process() -> Iterator[World]:
+    """This process's place among those of the run; of several, errors name the process.
+
+    Raises:
+        SavimaeError: as `find_world`, or what is raised inside.
+    """
+    world = find_world()
+    try:
+        yield world
+    except SavimaeError as error:
+        if world.size == 1:
+            raise
+        raise type(error)(f"process {world.rank} of {world.size}: {error}") from error
+
+
+def set_up(config: RunConfig, world: World, n_samples: int) -> Setup:
+    """Choose the machine and the plan; sets this process's threads.
+
+    Raises:
+        UsageError: options that do not fit each other or the machine.
+        SavimaeError: TensorBoard is asked for and not installed.
+    """
+    device = choose_device(config.device, world)
+    torch.set_num_threads(config.threads or max(1, available_cores() // world.sharing))
+    if config.tensorboard:
+        check_tensorboard()
+    if config.compile and device.type == "cpu":
+        check_compiler()
+    plan, schedule = _plan(config, world, n_samples)
+    workers = default_workers() if config.workers is None else config.workers
+    precision = choose_precision(_begun_with(config), device)
+    return Setup(config, world, device, precision, workers, plan, schedule)
+
+
+def set_up_elsewhere(config: RunConfig, world: World, n_samples: int) -> Setup:
+    """The setup of a run that other machines will do; nothing is looked up on this machine.
+
+    Raises:
+        UsageError: options that do not fit each other.
+    """
+    plan, schedule = _plan(config, world, n_samples)
+    return Setup(config, world, torch.device("cpu"), _begun_with(config), 0, plan, schedule)
+
+
+def _plan(config: RunConfig, world: World, n_samples: int) -> tuple[Plan, Schedule]:
+    try:
+        plan = Plan(n_samples, config.batch_size, config.accumulate, world, config.seed)
+        return plan, config.schedule(plan)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def common_settings(setup: Setup) -> dict[str, Any]:
+    """Of the settings that a resumed run must repeat, those that all kinds of training have."""
+    config, schedule = setup.config, setup.schedule
+    return {
+        "epochs": config.epochs,
+        "effective_batch": setup.plan.effective_batch,
+        "lr": schedule.peak_lr,
+        "min_lr": schedule.min_lr,
+        "warmup_steps": schedule.warmup_steps,
+        "weight_decay": config.weight_decay,
+        "clip_grad": config.clip_grad,
+        "seed": config.seed,
+        "precision": setup.precision,
+    }
+
+
+def print_setup(setup: Setup, clips: str, model: str) -> None:
+    """Say what is trained on what, and how; `clips` and `model` are descriptions of them."""
+    config, plan, schedule = setup.config, setup.plan, setup.schedule
+    source = "as given"
+    if config.lr is None:
+        base_lr = config.default_base_lr if config.base_lr is None else config.base_lr
+        source = f"{base_lr:.3g} x {plan.effective_batch} / 256"
+    print(
+        f"{shown(config.data)}: {plan.n_samples} videos; {clips}\n"
+        f"{model}; {setup.precision} on {setup.device.type}, {torch.get_num_threads()} threads, "
+        f"{setup.workers} loading clips\n"
+        f"effective batch {plan.effective_batch} = {plan.batch_size} clips x {plan.accumulate} "
+        f"accumulated x {plan.world.size} processes\n"
+        f"learning rate up to {schedule.peak_lr:.3g}, {source}; "
+        f"{schedule.warmup_steps} steps of warm-up, then down to {schedule.min_lr:.3g}",
+        flush=True,
+    )
+    if schedule.peak_lr < SMALL_LR:
+        print(
+            f"note: a learning rate of {schedule.peak_lr:.3g} is very small; --accumulate "
+            "makes the effective batch larger, --lr sets the rate itself",
+            flush=True,
+        )
+
+
+def _begun_with(config: RunConfig) -> str:
+    """The precision that was asked for; a resumed run with "auto" keeps the recorded one."""
+    if config.precision == "auto":
+        # A new run has none; a broken config.json is reported where it is used.
+        with contextlib.suppress(OSError, ValueError):
+            recorded = read_json(os.path.join(config.out, CONFIG)).get("precision")
+            if recorded in PRECISIONS:
+                return str(recorded)
+    return config.precision

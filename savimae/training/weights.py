@@ -1,0 +1,423 @@
+"""Weights in three layouts: ours, published VideoMAE checkpoints, Hugging Face folders.
+
+| layout      | what it is                                                                        |
+|-------------|-----------------------------------------------------------------------------------|
+| savimae     | a file with `model` (weights) and `config` (their shape), or the folder of a run  |
+| videomae    | a file with `model` or `module` alone; heads, image size and frames are not in it |
+| huggingface | a folder with config.json and model.safetensors                                   |
+
+Each holds a pretraining model (`VideoMAE`, `VideoMAEForPreTraining`) or a classifier
+(`VideoClassifier`, `VideoMAEForVideoClassification`). Ours and the published layout name parameters
+of pretraining alike; published classifiers lack our `encoder.` before those of the encoder.
+Positions are stored in none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from savimae.model.classifier import VideoClassifier
+from savimae.model.config import SIZES, VideoMAEConfig
+from savimae.model.layouts import (
+    ENCODER,
+    HUGGINGFACE_CONFIG,
+    State,
+    expected_parameters,
+    from_huggingface,
+    our_names,
+    refuse_lost_biases,
+    to_huggingface,
+    usual_biases,
+)
+from savimae.model.videomae import LAYER_NORM_EPS, VideoMAE
+from savimae.system.errors import SavimaeError, UsageError, one_line, shown
+from savimae.system.files import atomic_file, atomic_folder, read_json, refuse_folder
+from savimae.training.checkpoint import last_checkpoint, read_file
+
+LAYOUTS = ("savimae", "videomae", "huggingface")
+EMBEDDING = ENCODER + "patch_embed.proj.weight"
+CLASSIFIER = "VideoMAEForVideoClassification"
+ENCODER_BLOCK, DECODER_BLOCK = (
+    rf"{part}\.blocks\.(\d{{1,9}})\." for part in ("encoder", "decoder")
+)
+NAMED = 3  # parameters of a kind that an error names
+# Of a model in a file: tokens, widths, values of a token; blocks. The largest published one has
+# 1568 tokens, a width of 1408 and 40 blocks; what a damaged file claims must be refused before it
+# is allocated.
+MAX_SIZE, MAX_DEPTH = 2**18, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The parameters of a model under our names, and its shape.
+
+    Of a classifier, what `config` says of a decoder plays no role.
+    """
+
+    layout: str
+    config: VideoMAEConfig
+    state: State
+    settings: Mapping[str, Any]  # of the run that trained them; empty where nothing is known
+    classes: Sequence[str] = ()  # names of a classifier's labels, as far as they are known
+
+    @property
+    def n_classes(self) -> int | None:
+        """K of a classifier; None of a pretraining model."""
+        return len(self.state["head.weight"]) if "head.weight" in self.state else None
+
+
+def load_weights(path: str, **shape: int) -> Weights:
+    """Weights of a pretraining model, of any layout; see `read_weights`.
+
+    Raises:
+        SavimaeError: as `read_weights`, or the weights of a classifier.
+    """
+    weights = read_weights(path, **shape)
+    if weights.n_classes is not None:
+        raise SavimaeError(
+            f"{shown(path)}: a classifier, which has no decoder and no masks any more; name the "
+            "pretrained model it was made from"
+        )
+    return weights
+
+
+def load_classifier(path: str) -> VideoClassifier:
+    """A classifier with the weights at `path`, of any layout.
+
+    Raises:
+        SavimaeError: as `read_weights`, or the weights of a pretraining model.
+    """
+    weights = read_weights(path)
+    if weights.n_classes is None:
+        raise SavimaeError(
+            f"{shown(path)}: a pretraining model, not a classifier; `savimae finetune` makes one"
+        )
+    model = VideoClassifier(weights.config, weights.n_classes)
+    model.load_state_dict(weights.state)
+    return model
+
+
+def read_weights(path: str, **shape: int) -> Weights:
+    """Read weights of any layout; which one is detected.
+
+    Args:
+        shape: fields of VideoMAEConfig that a published file does not hold and that differ from
+            the size's own: image_size, num_frames, encoder_heads, decoder_heads.
+
+    Raises:
+        UsageError: a `shape` for a layout that holds its own.
+        SavimaeError: not a checkpoint, or parameters that are unknown, missing or misshapen.
+    """
+    state: Any
+    settings: Any = {}
+    classes: Any = ()
+    if os.path.isdir(path):
+        path = last_checkpoint(path) or path
+    if os.path.isdir(path):
+        layout = "huggingface"
+        config, state, classes = _read_huggingface(path)
+    else:
+        content = read_file(path)
+        if isinstance(content.get("config"), dict) and "model" in content:
+            layout, state = "savimae", _averaged(content) or content["model"]
+            settings = content.get("settings")
+            fields = dict(content["config"])
+            classes, _ = fields.pop("classes", ()), fields.pop("n_classes", None)
+            fields.pop("decoder_mask_ratio", None)  # stood there up to version 0.1.0's first runs
+            if not isinstance(classes, list | tuple):
+                raise SavimaeError(f"{shown(path)}: its config does not fit: classes are no list")
+            config = _our_config(path, fields)
+        else:
+            layout, state = "videomae", content.get("model", content.get("module"))
+            if _is_state(state):
+                state = our_names(state)
+                config = _published_config(path, state, shape)
+    if not _is_state(state):
+        raise SavimaeError(
+            f"{shown(path)}: no weights in it; a checkpoint has them under `model` or `module`, "
+            "floating-point tensors by name"
+        )
+    if shape and layout != "videomae":
+        raise UsageError(
+            f"{shown(path)} says its own shape; --{next(iter(shape)).replace('_', '-')} is for "
+            "published checkpoints, which do not"
+        )
+    check_parameters(path, state, config)
+    state = {name: value.float() for name, value in state.items()}
+    settings = settings if isinstance(settings, dict) else {}
+    return Weights(layout, config, state, settings, [str(name) for name in classes])
+
+
+def _is_state(state: Any) -> bool:
+    """Whether this is weights: floating-point numbers, all of them there, by name."""
+    return isinstance(state, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+        for name, value in state.items()
+    )
+
+
+def load_model(path: str, **changes: Any) -> VideoMAE:
+    """A model with the weights at `path`, of any layout.
+
+    Args:
+        changes: fields of VideoMAEConfig to change that leave the parameters alone, such as
+            num_frames, image_size or norm_target.
+
+    Raises:
+        SavimaeError: as `load_weights`.
+    """
+    weights = load_weights(path)
+    model = VideoMAE(dataclasses.replace(weights.config, **changes))
+    model.load_state_dict(weights.state)
+    return model
+
+
+def convert(source: str, out: str, to: str, **shape: int) -> Weights:
+    """Write the weights at `source` to `out` in another layout; see `load_weights` for `shape`.
+
+    Raises:
+        SavimaeError: as `load_weights`.
+        UsageError: an unknown layout, or `out` is a folder where a file is to be, or the reverse.
+    """
+    if to not in LAYOUTS:
+        raise UsageError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    weights = read_weights(source, **shape)
+    if to == "huggingface":
+        if os.path.exists(out):
+            raise UsageError(f"{shown(out)} exists; name a new folder")
+        _write_huggingface(out, weights)
+        return weights
+    refuse_folder(out)
+    content: dict[str, Any] = {"model": weights.state}
+    if to == "savimae":
+        content["config"] = dataclasses.asdict(weights.config)
+        if weights.n_classes is not None:
+            content["config"] |= {"n_classes": weights.n_classes, "classes": list(weights.classes)}
+    elif weights.n_classes is not None:
+        content["model"] = {
+            name.removeprefix(ENCODER): value for name, value in weights.state.items()
+        }
+    with atomic_file(out) as file:
+        torch.save(content, file)
+    return weights
+
+
+def check_parameters(path: str, state: Mapping[str, Tensor], config: VideoMAEConfig) -> None:
+    """Compare names and shapes with those of the model that `config` describes.
+
+    Raises:
+        SavimaeError: says which model it is, if it is another one; else names what is unknown,
+            missing or misshapen.
+    """
+    found, wanted = _widths(state), _widths(expected_parameters(state, config))
+    if found is not None and found != wanted:
+        raise SavimaeError(
+            f"{shown(path)}: parameters do not fit the model: they are of one that is {found}, "
+            f"wanted is one that is {wanted}"
+        )
+    expected = {
+        name: tuple(value.shape) for name, value in expected_parameters(state, config).items()
+    }
+    problems = []
+    for what, names in (
+        ("unknown", [name for name in state if name not in expected]),
+        ("missing", [name for name in expected if name not in state]),
+        (
+            "misshapen",
+            [
+                f"{name} {list(state[name].shape)} instead of {list(shape)}"
+                for name, shape in expected.items()
+                if name in state and tuple(state[name].shape) != shape
+            ],
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            problems.append(f"{len(names)} {what}: {', '.join(map(shown, names[:NAMED]))}{more}")
+    if problems:
+        raise SavimaeError(f"{shown(path)}: parameters do not fit the model: {'; '.join(problems)}")
+
+
+def _widths(state: Mapping[str, Tensor]) -> str | None:
+    """Width and depth of the model that `state` is of, in words; None if it tells too little."""
+    encoder, decoder = state.get(EMBEDDING), state.get("encoder_to_decoder.weight")
+    if encoder is None or not encoder.ndim:
+        return None
+    words = f"{len(encoder)} wide and {_depth(state, ENCODER_BLOCK)} deep"
+    if "head.weight" in state:
+        return words
+    if decoder is None or not decoder.ndim:
+        return None
+    return f"{words} with a decoder {len(decoder)} wide and {_depth(state, DECODER_BLOCK)} deep"
+
+
+def _averaged(content: Mapping[str, Any]) -> State | None:
+    """The averaged weights of a fine-tuning run, which its test used; None if it has none."""
+    extra = content.get("extra")
+    averaged = extra.get("ema") if isinstance(extra, dict) else None
+    if not isinstance(averaged, Mapping):
+        return None
+    prefix = "module."  # PyTorch's AveragedModel
+    return {
+        name.removeprefix(prefix): value
+        for name, value in averaged.items()
+        if name.startswith(prefix)
+    }
+
+
+def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
+    types = {field.name: type(field.default) for field in dataclasses.fields(VideoMAEConfig)}
+    try:
+        for name, value in fields.items():
+            wanted = types.get(name, object)
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
+        config = VideoMAEConfig(**fields)
+        sizes = (
+            config.image_size, config.num_frames, config.encoder_dim, config.decoder_dim,
+            config.token_values, config.n_tokens,
+        )  # fmt: skip
+        if max(sizes) > MAX_SIZE:
+            raise ValueError(f"a size of {max(sizes)} is beyond any model")
+        depth = max(config.encoder_depth, config.decoder_depth)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"a depth of {depth} is beyond any model")
+        return config
+    except (TypeError, ValueError) as error:
+        raise SavimaeError(f"{shown(path)}: its config does not fit: {one_line(error)}") from error
+
+
+def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]) -> VideoMAEConfig:
+    """The shape of a published checkpoint, from its tensors; heads from the known sizes."""
+    try:
+        dim, _, tubelet, patch, _ = state[EMBEDDING].shape
+        is_classifier = "head.weight" in state
+        decoder_dim = 0 if is_classifier else state["encoder_to_decoder.weight"].shape[0]
+    except (KeyError, ValueError, AttributeError, IndexError):
+        raise SavimaeError(
+            f"{shown(path)}: not a VideoMAE checkpoint: no patch embedding [d, 3, t, p, p] with "
+            "encoder_to_decoder.weight (pretraining) or head.weight (classifier) in it"
+        ) from None
+    depth = _depth(state, ENCODER_BLOCK)
+    decoder_depth = _depth(state, DECODER_BLOCK)
+    heads = {encoder[0]: encoder[2] for encoder, _ in SIZES.values()}
+    decoder_heads = {decoder[0]: decoder[1] for _, decoder in SIZES.values()}
+    widths = [("encoder_heads", dim, heads)]
+    if not is_classifier:
+        widths.append(("decoder_heads", decoder_dim, decoder_heads))
+    for what, width, known in widths:
+        if what not in shape and width not in known:
+            raise SavimaeError(
+                f"{shown(path)}: the number of heads is not in the file and width {width} is of no "
+                f"known size; give --{what.replace('_', '-')}"
+            )
+    fields = {
+        "patch_size": patch, "tubelet_size": tubelet,
+        "encoder_dim": dim, "encoder_depth": depth, "encoder_heads": heads.get(dim),
+    }  # fmt: skip
+    if not is_classifier:
+        fields |= {
+            "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
+            "decoder_heads": decoder_heads.get(decoder_dim),
+        }  # fmt: skip
+    return _our_config(path, {**fields, **shape})
+
+
+def _depth(state: Mapping[str, Any], pattern: str) -> int:
+    found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
+    return max(found, default=-1) + 1
+
+
+# ------------------------------------------------------------------------------- Hugging Face
+
+
+def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State, list[str]]:
+    safetensors = _safetensors()
+    try:
+        fields = read_json(os.path.join(folder, "config.json"))
+        state = safetensors.load_file(os.path.join(folder, "model.safetensors"))
+    except FileNotFoundError:
+        raise SavimaeError(
+            f"{shown(folder)}: no config.json and model.safetensors of a Hugging Face model"
+        ) from None
+    except Exception as error:  # broken JSON or safetensors
+        raise SavimaeError(f"{shown(folder)}: {one_line(error)}") from error
+    is_classifier = "classifier.weight" in state
+    if fields.get("model_type") != "videomae" or (
+        fields.get("use_mean_pooling", True) != is_classifier
+    ):
+        raise SavimaeError(
+            f"{shown(folder)}: not a VideoMAE model that is known here; those have model_type "
+            "videomae in their config.json, and use_mean_pooling true for classifiers, false for "
+            "pretraining"
+        )
+    known = {
+        ours: fields[theirs] for theirs, ours in HUGGINGFACE_CONFIG.items() if theirs in fields
+    }
+    config = _our_config(folder, known)
+    # Dropout is not for inference, and their default norm eps of 1e-12 is no choice of anybody's:
+    # models trained with 1e-6 carry it. What changes predictions is refused.
+    for name, value in (("hidden_act", "gelu"), ("qkv_bias", True), ("qv_bias", True)):
+        if fields.get(name, value) != value:
+            raise SavimaeError(f"{shown(folder)}: {name} is {fields[name]!r}, ours is {value!r}")
+    state = usual_biases(folder, state)
+    if "transformers_version" in fields:  # written by transformers; our own files lose nothing
+        refuse_lost_biases(folder, state)
+    labels = fields.get("id2label")
+    classes = []
+    if is_classifier and isinstance(labels, dict):
+        classes = [str(labels.get(str(index), index)) for index in range(len(labels))]
+    return config, from_huggingface(state, config), classes
+
+
+def _write_huggingface(out: str, weights: Weights) -> None:
+    safetensors = _safetensors()
+    ours = dataclasses.asdict(weights.config)
+    k = weights.n_classes
+    fields = {
+        "architectures": ["VideoMAEForPreTraining" if k is None else CLASSIFIER],
+        "model_type": "videomae",
+        **{theirs: ours[name] for theirs, name in HUGGINGFACE_CONFIG.items()},
+        "intermediate_size": 4 * weights.config.encoder_dim,
+        "decoder_intermediate_size": 4 * weights.config.decoder_dim,
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_mean_pooling": k is not None,
+        "layer_norm_eps": LAYER_NORM_EPS,  # their default is 1e-12
+    }
+    if k is not None:
+        names = [*weights.classes, *map(str, range(len(weights.classes), k))]
+        fields["id2label"] = {str(index): name for index, name in enumerate(names)}
+        fields["label2id"] = {name: index for index, name in enumerate(names)}
+    with atomic_folder(out) as folder:
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(fields, file, indent=2)
+        safetensors.save_file(
+            to_huggingface(weights.state),
+            os.path.join(folder, "model.safetensors"),
+            metadata={"format": "pt"},
+        )
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise SavimaeError(
+            "Hugging Face models need safetensors; install it with "
+            "`pip install 'savimae[huggingface]'`"
+        ) from None
+    return safetensors.torch

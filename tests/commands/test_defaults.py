@@ -1,0 +1,98 @@
+"""What the command line says of defaults is what the code has: nothing is written twice unseen."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import click
+import pytest
+
+from savimae.cli import cli
+from savimae.judging.load import ClipOptions, MaskOptions
+from savimae.judging.reconstruct import Drawings
+from savimae.model.config import VideoMAEConfig
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.makers import ArrayMaker
+from savimae.samples.masking import MaskSpec
+from savimae.samples.multi_view import Views
+from savimae.training.checkpoint import SaveEvery
+from savimae.training.finetune import FinetuneConfig
+from savimae.training.pretrain import DEFAULT_MODEL, TrainConfig
+from savimae.training.setup import RunConfig
+
+# Commands, and the dataclasses that their options fill.
+FILLED = [
+    ("train", TrainConfig), ("finetune", FinetuneConfig), ("preprocess", SaliencyConfig),
+    ("patches", SaliencyConfig), ("inspect", SaliencyConfig), ("preprocess", ArrayMaker),
+    ("patches", ArrayMaker), ("reconstruct", MaskOptions), ("evaluate", MaskOptions),
+    ("reconstruct", ClipOptions), ("evaluate", ClipOptions), ("probe", ClipOptions),
+    ("reconstruct", Drawings), ("features", Views), ("probe", Views),
+]  # fmt: skip
+# Options without a default of their own, and what the help says in brackets.
+IN_BRACKETS = {
+    ("train", "model"): DEFAULT_MODEL,
+    ("train", "decoder_depth"): VideoMAEConfig.decoder_depth,
+    ("train", "input_size"): VideoMAEConfig.image_size,
+    ("train", "patch_size"): VideoMAEConfig.patch_size,
+    ("train", "tubelet_size"): VideoMAEConfig.tubelet_size,
+    ("train", "num_frames"): VideoMAEConfig.num_frames,
+    ("train", "mask_ratio"): MaskSpec.ratio,
+    ("train", "salient_mask_ratio"): MaskSpec.salient_ratio,
+    ("train", "nonsalient_mask_ratio"): MaskSpec.nonsalient_ratio,
+    ("train", "saliency_threshold"): SaliencyConfig.threshold,
+    ("train", "base_lr"): RunConfig.default_base_lr,
+    ("train", "min_lr"): RunConfig.default_min_lr,
+    ("train", "warmup_epochs"): RunConfig.longest_warmup,
+    ("finetune", "base_lr"): FinetuneConfig.default_base_lr,
+    ("finetune", "min_lr"): FinetuneConfig.default_min_lr,
+    ("finetune", "warmup_epochs"): FinetuneConfig.longest_warmup,
+    ("evaluate", "saliency_threshold"): SaliencyConfig.threshold,
+    ("convert", "image_size"): VideoMAEConfig.image_size,
+    ("convert", "num_frames"): VideoMAEConfig.num_frames,
+}
+
+
+def options_of(command: str) -> dict[str, click.Option]:
+    return {
+        parameter.name: parameter
+        for parameter in cli.commands[command].params
+        if isinstance(parameter, click.Option) and parameter.name
+    }
+
+
+def defaults_of(command: str) -> dict[str, object]:
+    """What a command gets if nothing is typed."""
+    context = cli.commands[command].make_context(command, [], resilient_parsing=True)
+    defaults = dict(context.params)
+    if "save_every" in defaults:
+        defaults["save_every"] = tuple(map(SaveEvery.parse, defaults["save_every"]))
+    return defaults
+
+
+@pytest.mark.parametrize(("command", "config"), FILLED)
+def test_options_have_the_defaults_of_what_they_fill(command, config):
+    options, defaults = options_of(command), defaults_of(command)
+    compared = 0
+    for field in dataclasses.fields(config):
+        option = options.get(field.name)
+        if option is None or option.required or field.default is dataclasses.MISSING:
+            continue
+        assert defaults[field.name] == field.default, field.name
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize(("command", "name"), IN_BRACKETS)
+def test_the_help_names_the_default_that_the_code_takes(command, name):
+    option = options_of(command)[name]
+    assert defaults_of(command)[name] is None
+    said = re.search(r"\[(.+)\]$", option.help or "")
+    assert said, option.help
+    words = re.findall(r"[\w.-]+", said[1])
+    expected = IN_BRACKETS[command, name]
+    if isinstance(expected, str):
+        assert expected in words
+    else:
+        numbers = [float(word) for word in words if re.fullmatch(r"\d[\d.e-]*", word)]
+        assert expected in numbers

@@ -1,0 +1,47 @@
+"""Small models, with clips and masks for them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from savimae.judging.load import Machine
+from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import VideoMAE
+from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
+from savimae.samples.randomness import sample_keys
+
+MACHINE = Machine(torch.device("cpu"), "fp32", 2, 1)
+SMALL = VideoMAEConfig(
+    image_size=64, num_frames=8, patch_size=16, tubelet_size=2,
+    encoder_dim=48, encoder_depth=2, encoder_heads=4,
+    decoder_dim=32, decoder_depth=2, decoder_heads=2,
+)  # fmt: skip
+
+
+def small_model(**changes) -> VideoMAE:
+    torch.manual_seed(0)
+    return VideoMAE(dataclasses.replace(SMALL, **changes))
+
+
+def clips_for(config: VideoMAEConfig, n: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (n, config.num_frames, config.image_size, config.image_size, 3)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def masks_for(config: VideoMAEConfig, n: int, kind: str = "savi") -> torch.Tensor:
+    """Masks whose clips show different numbers of tokens, if the kind is savi."""
+    spec = MaskSpec(kind, config.time_steps, config.grid_size)
+    shares = np.linspace(0.05, 0.95, n)[:, None]
+    saliency = np.random.default_rng(0).random((n, spec.n_tokens)) < shares
+    return torch.from_numpy(draw_masks(spec, sample_keys(0, 0, np.arange(n)), saliency))
+
+
+def decoded_for(config: VideoMAEConfig, mask: torch.Tensor, ratio: float) -> torch.Tensor:
+    """The masked tokens that are reconstructed, with `ratio` of them left out."""
+    spec = MaskSpec("savi", config.time_steps, config.grid_size, decoder_ratio=ratio)
+    keys = sample_keys(0, 0, np.arange(len(mask)))
+    return torch.from_numpy(draw_decoded(spec, keys, mask.numpy()))
