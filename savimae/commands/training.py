@@ -134,6 +134,14 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="Masked tokens that are not reconstructed; 0.5 is a third faster (VideoMAE V2).",
     ),
     click.option(
+        "--repeat",
+        type=int,
+        default=1,
+        show_default=True,
+        metavar="R",
+        help="Masks of every clip that is loaded, each a clip of the batch. For slow loading.",
+    ),
+    click.option(
         "--saliency-threshold",
         type=float,
         help="Where saliency is computed from the clips; see `preprocess --threshold`.  [0.5]",

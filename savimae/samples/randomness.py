@@ -18,7 +18,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 # Purposes: streams of their own for each kind of draw.
 ORDER, CLIP_START, CROP, FLIP, REPLACEMENT = (np.uint64(n) for n in range(1, 6))
 ERASING, PARTNER, MIXING, DROP_PATH, DROPOUT = (np.uint64(n) for n in range(6, 11))
-DECODER_START = np.uint64(11)
+DECODER_START, REPEAT = np.uint64(11), np.uint64(12)
 
 
 def sample_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
@@ -26,6 +26,16 @@ def sample_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
     key = mix(np.full(len(indices), seed & (2**64 - 1), np.uint64) + GOLDEN)
     key = mix((key ^ np.uint64(epoch)) + GOLDEN)
     return mix((key ^ np.asarray(indices).astype(np.uint64)) + GOLDEN)
+
+
+def repeat_keys(keys: np.ndarray, repeat: int) -> np.ndarray:
+    """Keys of the `repeat` samples of each loaded clip: uint64 `[B]` -> `[B * repeat]`.
+
+    The first sample of a clip has the clip's own key; the others follow it.
+    """
+    numbers = np.arange(repeat, dtype=np.uint64)
+    others = mix(hashes(keys, REPEAT)[:, None] + numbers * GOLDEN)  # [B, repeat]
+    return np.where(numbers == 0, keys[:, None], others).reshape(-1)
 
 
 def mix(value: np.ndarray) -> np.ndarray:

@@ -246,7 +246,7 @@ def print_steps(loop: Loop, seconds_a_clip: float | None) -> None:
     left = loop.total_steps - loop.step
     time_left = ""
     if seconds_a_clip is not None:
-        n_clips = left / plan.steps_per_epoch * plan.n_samples
+        n_clips = left / plan.steps_per_epoch * plan.n_samples * plan.repeat
         time_left = f"; expected time about {duration(n_clips * seconds_a_clip / plan.world.size)}"
     where = f"resuming at step {loop.step}, {left} left of" if loop.step else "steps:"
     print(

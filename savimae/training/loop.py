@@ -371,8 +371,8 @@ class Loop:
                 loss_sum, extra = self.task.loss(batch)
             (loss_sum * (0.0 if micro.is_filler else 1 / divisor)).backward()
             if not micro.is_filler:
-                loss = float(loss_sum.detach())
-                found = {"loss_sum": loss, "n_terms": n_terms, "n_samples": len(micro.samples)}
+                loss, n_samples = float(loss_sum.detach()), len(micro.samples) * self.plan.repeat
+                found = {"loss_sum": loss, "n_terms": n_terms, "n_samples": n_samples}
                 for name, value in (found | extra).items():
                     sums[name] += value
         self.gradients.wait()

@@ -1,6 +1,6 @@
 """Which samples belong to which step, and loading them ahead of time.
 
-A step takes the next `effective_batch` samples of the epoch's order; the last step of an epoch
+A step takes the next `clips_per_step` samples of the epoch's order; the last step of an epoch
 takes what is left. The samples of a step are shared among the processes as evenly as possible, and
 each process goes through its own in micro-batches. All of it follows from the number of the step.
 """
@@ -28,10 +28,11 @@ class Plan:
     """How `n_samples` are dealt to steps, processes and micro-batches."""
 
     n_samples: int
-    batch_size: int  # of one process, at a time
+    batch_size: int  # of one process, at a time; counts every sample of a clip
     accumulate: int = 1  # micro-batches of a step
     world: World = dataclasses.field(default_factory=World)
     seed: int = 0
+    repeat: int = 1  # samples that are made of each clip; divides `batch_size`
 
     @property
     def effective_batch(self) -> int:
@@ -39,23 +40,34 @@ class Plan:
         return self.batch_size * self.accumulate * self.world.size
 
     @property
+    def clips_at_a_time(self) -> int:
+        """Clips that one process loads for a micro-batch."""
+        return self.batch_size // self.repeat
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips that are loaded for a full step, by all processes."""
+        return self.effective_batch // self.repeat
+
+    @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(self.n_samples / self.effective_batch)
+        return math.ceil(self.n_samples / self.clips_per_step)
 
     def epoch_of(self, step: int) -> int:
         return step // self.steps_per_epoch
 
     def micro_batches(self, step: int) -> list[np.ndarray]:
-        """Sample indices of this process's micro-batches, int64 each.
+        """Indices of the clips of this process's micro-batches, int64 each.
 
         Every process has as many; in the last step of an epoch one may be empty.
         """
         order = epoch_order(self.seed, self.epoch_of(step), self.n_samples)
-        first = step % self.steps_per_epoch * self.effective_batch
-        of_step = order[first : first + self.effective_batch]
+        first = step % self.steps_per_epoch * self.clips_per_step
+        of_step = order[first : first + self.clips_per_step]
         mine = of_step[self.world.rank :: self.world.size]
         most = math.ceil(len(of_step) / self.world.size)  # the first process has that many
-        return [mine[i : i + self.batch_size] for i in range(0, most, self.batch_size)]
+        n = self.clips_at_a_time
+        return [mine[i : i + n] for i in range(0, most, n)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +103,9 @@ def load_batches(
             yield dataclasses.replace(batch, samples=samples)
         return
     executor = ThreadPoolExecutor(n_workers, "clips")
-    ahead = max(2 * plan.batch_size, 2 * n_workers)  # samples: one batch in use, one on its way
+    ahead = max(
+        2 * plan.clips_at_a_time, 2 * n_workers
+    )  # samples: one batch in use, one on its way
     queue: collections.deque[tuple[MicroBatch[Any], list[Future[Sample]]]] = collections.deque()
     n_queued = 0
     try:

@@ -26,7 +26,7 @@ from savimae.saliency.arrays import cut_words, find_cut
 from savimae.saliency.config import SaliencyConfig
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks, refuse_idle_ratios
-from savimae.samples.randomness import REPLACEMENT, sample_keys, uniform
+from savimae.samples.randomness import REPLACEMENT, repeat_keys, sample_keys, uniform
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
@@ -76,6 +76,7 @@ class TrainConfig(RunConfig):
     salient_mask_ratio: float | None = None  # of savi and savi-tube masks; None: 0.85
     nonsalient_mask_ratio: float | None = None  # None: 0.95
     decoder_mask_ratio: float = 0.0
+    repeat: int = 1  # masks of each clip that is loaded, each a sample of the batch
 
     sampling_rate: int = 4
     augment: str = "none"
@@ -84,6 +85,13 @@ class TrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.repeat < 1:
+            raise ValueError(f"repeat must be at least 1, not {self.repeat}")
+        if self.batch_size % self.repeat:
+            raise ValueError(
+                f"--batch-size {self.batch_size} is not a multiple of --repeat {self.repeat}; the "
+                "batch counts every mask of a clip"
+            )
         if self.on_bad_video not in BAD_VIDEO_POLICIES:
             known = ", ".join(BAD_VIDEO_POLICIES)
             raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
@@ -218,6 +226,7 @@ class Pretraining(PlainTask):
         reader: ClipReader,
         masks: MaskSpec,
         seed: int,
+        repeat: int,
         on_bad_video: str,
         device: torch.device,
     ):
@@ -226,6 +235,7 @@ class Pretraining(PlainTask):
         self.reader = reader
         self.masks = masks
         self.seed = seed
+        self.repeat = repeat
         self.on_bad_video = on_bad_video
         self.device = device
         self.reported: set[str] = set()
@@ -263,6 +273,9 @@ class Pretraining(PlainTask):
         pixels = np.stack([sample.clip.pixels for sample in samples])
         salient = np.stack([sample.clip.saliency for sample in samples])
         keys = sample_keys(self.seed, epoch, np.array([sample.place for sample in samples]))
+        if self.repeat > 1:  # [clips, …] -> [B, …]: every clip as often as it has masks
+            pixels, salient = (np.repeat(each, self.repeat, axis=0) for each in (pixels, salient))
+            keys = repeat_keys(keys, self.repeat)
         mask = draw_masks(self.masks, keys, salient)
         return Batch(
             torch.from_numpy(pixels).to(self.device),
@@ -321,7 +334,7 @@ def train(config: TrainConfig) -> int:
     """
     with named_process() as world:
         found = find_videos(config.data, config.root, weigh=False, quiet=not world.is_main)
-        setup = set_up(config, world, len(found.videos))
+        setup = set_up(config, world, len(found.videos), config.repeat)
         run = PretrainingRun(config, setup, found)
         run.check_data()
         return launch(setup, run)
@@ -341,7 +354,7 @@ def check_training(config: TrainConfig, world: World, source: str | None = None)
         UsageError, SavimaeError: as `train`.
     """
     found = find_videos(source or config.data, config.root, weigh=False)
-    setup = set_up_elsewhere(config, world, len(found.videos))
+    setup = set_up_elsewhere(config, world, len(found.videos), config.repeat)
     run = PretrainingRun(config, setup, found)
     if source is None:
         run.check_data()
@@ -407,6 +420,7 @@ class PretrainingRun:
             "decoder_mask_ratio": masks.decoder_ratio,
             # Older versions never reconstructed half of the tokens: their runs are not resumed.
             **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
+            **({"repeat": config.repeat} if config.repeat > 1 else {}),
             "init": config.init,
             **common_settings(self.setup),
         }
@@ -417,7 +431,7 @@ class PretrainingRun:
             _initialize_from(model, self.config.init)
         return Pretraining(
             model.to(self.setup.device), self.videos, self.reader, self.masks, self.config.seed,
-            self.config.on_bad_video, self.setup.device,
+            self.config.repeat, self.config.on_bad_video, self.setup.device,
         )  # fmt: skip
 
     def make_optimizer(self, task: Pretraining) -> torch.optim.Optimizer:
@@ -520,4 +534,4 @@ def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, fl
             start = time.perf_counter()
             task.loss(few)
             seconds = time.perf_counter() - start
-    return visible, 3 * seconds / len(batch)
+    return visible, 3 * seconds / len(few.mask)

@@ -130,8 +130,12 @@ def named_process() -> Iterator[World]:
         raise type(error)(f"process {world.rank} of {world.size}: {error}") from error
 
 
-def set_up(config: RunConfig, world: World, n_samples: int) -> Setup:
+def set_up(config: RunConfig, world: World, n_samples: int, repeat: int = 1) -> Setup:
     """Choose the machine and the plan; sets this process's threads.
+
+    Args:
+        n_samples: clips of an epoch.
+        repeat: samples that are made of each clip.
 
     Raises:
         UsageError: options that do not fit each other or the machine.
@@ -143,25 +147,25 @@ def set_up(config: RunConfig, world: World, n_samples: int) -> Setup:
         check_tensorboard()
     if config.compile and device.type == "cpu":
         check_compiler()
-    plan, schedule = _plan(config, world, n_samples)
+    plan, schedule = _plan(config, world, n_samples, repeat)
     workers = default_workers() if config.workers is None else config.workers
     precision = choose_precision(_begun_with(config), device)
     return Setup(config, world, device, precision, workers, plan, schedule)
 
 
-def set_up_elsewhere(config: RunConfig, world: World, n_samples: int) -> Setup:
+def set_up_elsewhere(config: RunConfig, world: World, n_samples: int, repeat: int = 1) -> Setup:
     """The setup of a run that other machines will do; nothing is looked up on this machine.
 
     Raises:
         UsageError: options that do not fit each other.
     """
-    plan, schedule = _plan(config, world, n_samples)
+    plan, schedule = _plan(config, world, n_samples, repeat)
     return Setup(config, world, torch.device("cpu"), _begun_with(config), 0, plan, schedule)
 
 
-def _plan(config: RunConfig, world: World, n_samples: int) -> tuple[Plan, Schedule]:
+def _plan(config: RunConfig, world: World, n_samples: int, repeat: int) -> tuple[Plan, Schedule]:
     try:
-        plan = Plan(n_samples, config.batch_size, config.accumulate, world, config.seed)
+        plan = Plan(n_samples, config.batch_size, config.accumulate, world, config.seed, repeat)
         return plan, config.schedule(plan)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -183,6 +187,12 @@ def common_settings(setup: Setup) -> dict[str, Any]:
     }
 
 
+def _words(plan: Plan) -> str:
+    if plan.repeat == 1:
+        return f"{plan.batch_size} clips"
+    return f"{plan.clips_at_a_time} clips x {plan.repeat} masks"
+
+
 def print_setup(setup: Setup, clips: str, model: str) -> None:
     """Say what is trained on what, and how; `clips` and `model` are descriptions of them."""
     config, plan, schedule = setup.config, setup.plan, setup.schedule
@@ -194,7 +204,7 @@ def print_setup(setup: Setup, clips: str, model: str) -> None:
         f"{shown(config.data)}: {plan.n_samples} videos; {clips}\n"
         f"{model}; {setup.precision} on {setup.device.type}, {torch.get_num_threads()} threads, "
         f"{setup.workers} loading clips\n"
-        f"effective batch {plan.effective_batch} = {plan.batch_size} clips x {plan.accumulate} "
+        f"effective batch {plan.effective_batch} = {_words(plan)} x {plan.accumulate} "
         f"accumulated x {plan.world.size} processes\n"
         f"learning rate up to {schedule.peak_lr:.3g}, {source}; "
         f"{schedule.warmup_steps} steps of warm-up, then down to {schedule.min_lr:.3g}",

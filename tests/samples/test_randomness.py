@@ -11,6 +11,7 @@ from savimae.samples.randomness import (
     epoch_order,
     hashes,
     integer_below,
+    repeat_keys,
     sample_keys,
     uniform,
 )
@@ -52,3 +53,13 @@ def test_purposes_and_places_are_independent():
 def test_integers_reach_every_value(limit):
     keys = sample_keys(0, 0, np.arange(300))
     assert {integer_below(limit, key, CROP) for key in keys} == set(range(limit))
+
+
+def test_samples_of_one_clip_have_keys_of_their_own():
+    keys = sample_keys(1, 2, np.arange(50))
+    repeated = repeat_keys(keys, 3)
+    assert repeated.dtype == np.uint64
+    assert repeated[::3].tolist() == keys.tolist()  # what a clip draws does not depend on repeats
+    assert len(set(repeated.tolist())) == 150
+    assert repeat_keys(keys[7:8], 3).tolist() == repeated[21:24].tolist()
+    assert repeat_keys(keys, 2).tolist() == repeated.reshape(50, 3)[:, :2].reshape(-1).tolist()

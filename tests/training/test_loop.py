@@ -23,9 +23,12 @@ from runs import (
     same_weights,
 )
 
+from savimae.data.lists import find_videos
 from savimae.system.errors import EXIT_STOPPED, SavimaeError, UsageError
 from savimae.training.checkpoint import SaveEvery
-from savimae.training.pretrain import train
+from savimae.training.distributed import World
+from savimae.training.pretrain import Pretraining, PretrainingRun, train
+from savimae.training.setup import set_up
 
 
 def test_the_same_command_gives_the_same_weights(data, uninterrupted, tmp_path):
@@ -186,3 +189,41 @@ def test_bf16_runs_and_resumes(data, tmp_path):
     assert train(dataclasses.replace(run, precision="auto")) == 0
     with pytest.raises(UsageError, match="precision is 'bf16' there and 'fp32' here"):
         train(dataclasses.replace(run, precision="fp32"))
+
+
+def test_several_masks_of_each_clip(data, tmp_path):
+    """A batch of 4 is two clips with two masks each; it is as exact as any."""
+    changes = {"batch_size": 4, "repeat": 2}
+    whole = tmp_path / "whole"
+    assert train(config(data, whole, **changes)) == 0
+    log = log_of(whole)
+    assert [line["step"] for line in log] == list(range(1, 13))  # 2 epochs of ceil(11 / 2)
+    hook = "at_call = lambda n: n == 5 and os.kill(os.getpid(), signal.SIGKILL)"
+    arguments = command(data, tmp_path / "killed", **changes)
+    assert finish(hooked(hook, arguments))[0] == -signal.SIGKILL
+    assert train(config(data, tmp_path / "killed", **changes)) == 0
+    assert same_weights(whole, tmp_path / "killed")
+    started = ranks(2, command(data, tmp_path / "two", batch_size=2, repeat=2))
+    assert [finish(each)[0] for each in started] == [0, 0]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(whole), atol=1e-5)
+    with pytest.raises(UsageError, match="repeat is 2 there and None here"):
+        train(config(data, whole, batch_size=4))
+
+
+def test_masks_of_one_clip_differ_and_the_first_is_that_without_repeats(data, tmp_path):
+    def task(repeat: int) -> Pretraining:
+        given = config(data, tmp_path / "run", batch_size=4, repeat=repeat)
+        found = find_videos(given.data)
+        setup = set_up(given, World(), len(found.videos), repeat)
+        return PretrainingRun(given, setup, found).build(is_new=True)
+
+    once, twice = task(1), task(2)
+    samples = [once.load(index, 1) for index in (3, 8)]
+    single, double = once.collate(samples, 1), twice.collate(samples, 1)
+    assert double.pixels.shape[0] == 4
+    for name in ("pixels", "salient"):
+        assert torch.equal(getattr(double, name)[::2], getattr(single, name))
+        assert torch.equal(getattr(double, name)[1::2], getattr(single, name))
+    assert torch.equal(double.mask[::2], single.mask)
+    assert not torch.equal(double.mask[1::2], single.mask)
+    assert double.n_replaced == single.n_replaced

@@ -32,6 +32,16 @@ def test_every_sample_once_an_epoch_in_the_same_steps(n_samples, size, batch_siz
             assert sorted(taken) == sorted(order[8 * step : 8 * step + 8].tolist())
 
 
+def test_a_clip_of_several_samples_is_loaded_once():
+    plans = [Plan(11, 4, 2, World(rank, 2), seed=3, repeat=2) for rank in range(2)]
+    assert [plan.effective_batch for plan in plans] == [16, 16]  # samples
+    assert [plan.steps_per_epoch for plan in plans] == [2, 2]  # 8 clips, and 3
+    batches = [plan.micro_batches(step) for plan in plans for step in range(2)]
+    assert max(len(batch) for part in batches for batch in part) == 2
+    taken = [int(index) for part in batches for batch in part for index in batch]
+    assert sorted(taken) == list(range(11))
+
+
 def collect(plan: Plan, steps: range, n_workers: int) -> list[MicroBatch[tuple[int, int]]]:
     return list(load_batches(plan, steps, lambda index, epoch: (index, epoch), n_workers))
 

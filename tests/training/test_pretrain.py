@@ -179,6 +179,8 @@ def test_arrays_and_multiscale_crops(data, tmp_path, capfd):
         ({"min_lr": 1.0}, "smallest learning rate 1 is not between 0 and the greatest, 0.001"),
         ({"base_lr": 1e-3}, "give --lr or --base-lr, not both"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"repeat": 0}, "repeat must be at least 1, not 0"),
+        ({"repeat": 3}, "--batch-size 4 is not a multiple of --repeat 3; the batch counts every"),
         ({"model": "giant"}, "unknown model 'giant'; choose one of tiny, small"),
         ({"input_size": 40}, "image_size 40 is not a multiple of patch_size 16"),
         ({"num_frames": 3}, "num_frames 3 is not a multiple of tubelet_size 2"),
