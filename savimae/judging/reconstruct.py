@@ -38,7 +38,8 @@ from savimae.judging.pictures import (
     write_picture,
 )
 from savimae.model.config import CHANNELS, VideoMAEConfig
-from savimae.model.videomae import TARGET_EPS, VideoMAE
+from savimae.model.loss import TARGET_EPS
+from savimae.model.videomae import VideoMAE
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import refuse_file, write_json
 from savimae.system.progress import Progress

@@ -53,3 +53,24 @@ def map_patches(saliency: np.ndarray, patch_size: int, threshold: float) -> np.n
 def frame_patches(plane: np.ndarray, size: int, patch_size: int, threshold: float) -> np.ndarray:
     """Gray plane uint8 `[h, w]` -> salient patches uint8 `[size / P, size / P]`, in two steps."""
     return map_patches(saliency_map(resize(plane, size)), patch_size, threshold)
+
+
+def token_targets(tokens: np.ndarray, is_normalized: bool) -> np.ndarray:
+    """Tokens uint8 `[M, V]`, channel last -> targets float64 `[M, V]`."""
+    pixels = tokens.reshape(len(tokens), -1, 3) / 255
+    if is_normalized:
+        mean = pixels.mean(1, keepdims=True)
+        pixels = (pixels - mean) / (pixels.std(1, ddof=1, keepdims=True) + 1e-6)
+    return pixels.reshape(len(tokens), -1)
+
+
+def token_losses(tokens: np.ndarray, prediction: np.ndarray, is_normalized: bool) -> np.ndarray:
+    """Mean squared error of each token: uint8 `[M, V]`, float `[M, V]` -> float64 `[M]`."""
+    return np.square(prediction - token_targets(tokens, is_normalized)).mean(1)
+
+
+def token_gradients(
+    tokens: np.ndarray, prediction: np.ndarray, is_normalized: bool, factor: float
+) -> np.ndarray:
+    """factor * (prediction - target), float64 `[M, V]`."""
+    return factor * (prediction - token_targets(tokens, is_normalized))

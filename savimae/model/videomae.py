@@ -20,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from savimae.model.attention import Packing, attend, filled
 from savimae.model.config import CHANNELS, VideoMAEConfig, model_config
+from savimae.model.loss import targets, token_losses, unit_float
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LAYER_NORM_EPS = 1e-6
-TARGET_EPS = 1e-6
 
 
 @dataclasses.dataclass
@@ -69,7 +69,7 @@ class VideoMAE(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, clips: Tensor, mask: Tensor, decoded: Tensor | None = None) -> VideoMAEOutput:
-        """Reconstruct masked tokens of a batch.
+        """Reconstruct masked tokens of a batch. Training needs less; see `losses`.
 
         Args:
             clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1).
@@ -80,6 +80,35 @@ class VideoMAE(nn.Module):
             ValueError: clips or masks do not fit the model.
         """
         decoded = mask if decoded is None else decoded
+        tokens, wanted, predicted = self._predict(clips, mask, decoded)
+        m = int(decoded.sum())
+        prediction = predicted.float()
+        target = targets(tokens[wanted], self.config.norm_target)
+        errors = (prediction - target).square()
+        return VideoMAEOutput(
+            prediction[:m], target[:m], errors.detach().mean(1)[:m], decoded,
+            errors[:m].sum(), m * self.config.token_values,
+        )  # fmt: skip
+
+    def losses(
+        self, clips: Tensor, mask: Tensor, decoded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same without the pictures: what a training step needs, faster. Arguments as above.
+
+        Returns:
+            The sum of squared errors, a scalar with a gradient, and the mean squared error of each
+            reconstructed token, float32 `[M]`, in (clip, token) order.
+        """
+        decoded = mask if decoded is None else decoded
+        tokens, wanted, predicted = self._predict(clips, mask, decoded)
+        return token_losses(tokens, wanted, predicted, int(decoded.sum()), self.config)
+
+    def _predict(
+        self, clips: Tensor, mask: Tensor, decoded: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels of all tokens `[B * N, t*P*P*3]`, int64 `[rows]` which of them were predicted, and
+        the predictions `[rows, t*P*P*3]`. Rows behind the M decoded tokens are filler.
+        """
         check_clips(clips, self.config)
         self._check(clips, mask, decoded)
         tokens = self.patchify(clips)
@@ -103,15 +132,8 @@ class VideoMAE(nn.Module):
         hidden = hidden.index_copy(0, row_of[visible], projected)
 
         wanted = decoded.flatten().nonzero()[:, 0]  # [M]
-        m = len(wanted)
         wanted = filled(wanted, mask.numel())
-        prediction = self.decoder(hidden, n_in_decoder, row_of[wanted]).float()
-        target = self._target(tokens, wanted)
-        errors = (prediction - target).square()
-        return VideoMAEOutput(
-            prediction[:m], target[:m], errors.detach().mean(1)[:m], decoded,
-            errors[:m].sum(), m * self.config.token_values,
-        )  # fmt: skip
+        return tokens, wanted, self.decoder(hidden, n_in_decoder, row_of[wanted])
 
     def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """Features of unmasked clips: tokens float `[B, N, D]` and their mean `[B, D]`.
@@ -125,13 +147,6 @@ class VideoMAE(nn.Module):
     def patchify(self, clips: Tensor) -> Tensor:
         """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
         return patchify(clips, self.config)
-
-    def _target(self, tokens: Tensor, wanted: Tensor) -> Tensor:
-        """Pixels in 0 to 1 of the tokens at `wanted`, normalised: float32 `[M, t*P*P*3]`."""
-        pixels = _unit_float(tokens[wanted]).view(len(wanted), -1, CHANNELS)
-        if self.config.norm_target:
-            pixels = normalize_tokens(pixels)
-        return pixels.flatten(1)
 
     def _check(self, clips: Tensor, mask: Tensor, decoded: Tensor) -> None:
         c = self.config
@@ -189,7 +204,7 @@ class Encoder(nn.Module):
             branches: float `[depth, 2, B]`, what the residual branches (attention, MLP) of each
                 block are multiplied with for each clip: stochastic depth. None: 1.
         """
-        pixels = _unit_float(tokens).view(-1, CHANNELS)
+        pixels = unit_float(tokens).view(-1, CHANNELS)
         pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(tokens), -1)
         hidden = self.patch_embed(pixels)
         hidden = hidden + self.positions[places].to(hidden.dtype)
@@ -340,17 +355,6 @@ def sinusoid_positions(n: int, dim: int) -> Tensor:
     exponent = 2 * torch.div(torch.arange(dim, dtype=torch.float64), 2, rounding_mode="floor") / dim
     angles = torch.arange(n, dtype=torch.float64)[:, None] / 10000**exponent
     return torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos()).float()
-
-
-def normalize_tokens(pixels: Tensor) -> Tensor:
-    """`(x - mean) / (sqrt(unbiased variance) + 1e-6)` per channel of float `[M, pixels, 3]`."""
-    variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
-    return (pixels - mean) / (variance.sqrt() + TARGET_EPS)
-
-
-def _unit_float(tokens: Tensor) -> Tensor:
-    """Pixel values as float32 in 0 to 1."""
-    return tokens.float() / 255 if tokens.dtype == torch.uint8 else tokens.float()
 
 
 def initialize(module: nn.Module) -> None:

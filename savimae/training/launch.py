@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from savimae.kernels.patches import compile_kernels
+from savimae.kernels.token_loss import compile_token_kernels
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json, refuse_file
 from savimae.system.lock import sole_writer
@@ -104,6 +105,7 @@ def launch(setup: Setup, run: Run[AnyTask]) -> int:
             _record(config.out, run.settings)
             remove_temporary(config.out)
             compile_kernels()
+            compile_token_kernels()
         world.barrier()
         if not world.is_main:
             content = _checkpoint_to_resume(config, run.settings)

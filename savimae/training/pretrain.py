@@ -291,14 +291,14 @@ class Pretraining(PlainTask):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Sum of squared errors, and the sums by name."""
-        output = self.model(batch.pixels, batch.mask, batch.decoded)
-        salient = batch.salient[output.decoded]
-        of_salient = float(output.token_losses[salient].sum(dtype=torch.float64))
-        of_all = float(output.token_losses.sum(dtype=torch.float64))
+        loss_sum, losses = self.model.losses(batch.pixels, batch.mask, batch.decoded)
+        salient = batch.salient[batch.decoded]
+        of_salient = float(losses[salient].sum(dtype=torch.float64))
+        of_all = float(losses.sum(dtype=torch.float64))
         n_salient = int(salient.sum())
         visible = (~batch.mask).sum(1).tolist()
-        decoded = output.decoded.sum(1).tolist()
-        return output.loss_sum, {
+        decoded = batch.decoded.sum(1).tolist()
+        return loss_sum, {
             "salient_sum": of_salient,
             "n_salient": n_salient,
             "other_sum": of_all - of_salient,

@@ -13,6 +13,7 @@ from models import clips_for, masks_for, small_model
 from savimae.judging.load import ClipOptions, Machine, MaskOptions
 from savimae.judging.reconstruct import Drawings, draw_reconstructions, reconstruct, unpatchify
 from savimae.model.attention import filled
+from savimae.model.loss import targets
 from savimae.system.errors import SavimaeError
 
 
@@ -32,7 +33,7 @@ def test_visible_pixels_stay_and_a_perfect_prediction_gives_the_clip(norm_target
     def perfect(hidden, lengths, wanted):
         del lengths
         places = filled(mask.flatten().nonzero()[:, 0], mask.numel())
-        target = model._target(model.patchify(clip), places)
+        target = targets(model.patchify(clip)[places], model.config.norm_target)
         assert len(wanted) == len(target)
         return target.to(hidden.dtype)
 

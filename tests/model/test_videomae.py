@@ -14,7 +14,8 @@ from models import SMALL, clips_for, decoded_for, masks_for, small_model
 from savimae.model import attention
 from savimae.model.attention import Packing, filled
 from savimae.model.config import VideoMAEConfig, model_config, step_flops
-from savimae.model.videomae import VideoMAE, build_model, normalize_tokens, sinusoid_positions
+from savimae.model.loss import normalize_tokens
+from savimae.model.videomae import VideoMAE, build_model, sinusoid_positions
 from savimae.samples.masking import MaskSpec, draw_masks
 from savimae.samples.randomness import sample_keys
 
