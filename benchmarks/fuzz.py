@@ -260,6 +260,7 @@ def prepare() -> None:
     import savimae.judging.pictures
     import savimae.judging.probe
     import savimae.judging.reconstruct
+    import savimae.saliency.preprocess
     import savimae.slurm.status
     import savimae.training.finetune
     import savimae.training.pretrain
