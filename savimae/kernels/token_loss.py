@@ -48,7 +48,8 @@ def _normalize(token, row_values, is_normalized, sums, squares, totals, scale):
             value = uint32(row[j])
             sums[j] += value
             squares[j] += value * value
-    n = float64(token.shape[0] // CHANNELS)
+    n_pixels = token.shape[0] // CHANNELS
+    n = float64(n_pixels)
     for c in range(CHANNELS):
         total, total_squares = float64(0), float64(0)
         for j in range(c, row_values, CHANNELS):
@@ -58,7 +59,7 @@ def _normalize(token, row_values, is_normalized, sums, squares, totals, scale):
         for j in range(c, row_values, CHANNELS):
             totals[j] = int32(total)
             scale[j] = float32(1.0 / (255.0 * n * (np.sqrt(variance) + EPSILON)))
-    return int32(n)
+    return int32(n_pixels)
 
 
 def _read_row(values, bits, floats):
