@@ -57,7 +57,7 @@ def _normalize(token, row_values, is_normalized, sums, squares, totals, scale):
             total_squares += squares[j]
         variance = max(total_squares - total * total / n, 0.0) / (255.0 * 255.0 * (n - 1.0))
         for j in range(c, row_values, CHANNELS):
-            totals[j] = int32(total)
+            totals[j] = total  # a whole number
             scale[j] = 1.0 / (255.0 * n * (np.sqrt(variance) + EPSILON))
     return int32(n_pixels)
 
