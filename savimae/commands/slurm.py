@@ -401,7 +401,7 @@ class _Site:
         self._look(check_start, source, out, ArrayMaker(saliency, dtype), root)
 
     def check_training(self, config: TrainConfig, source: str | None = None) -> None:
-        """Refuse a training that would be refused when it starts; see `train.check_training`."""
+        """Refuse a training that would be refused when it starts; see `pretrain.check_training`."""
         from savimae.training.pretrain import check_training
 
         self._look(check_training, config, self.world("train"), source)

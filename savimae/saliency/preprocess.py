@@ -44,7 +44,8 @@ class _Work:
         """Make the output. Returns the result, or in one line why there is none.
 
         Raises:
-            NoSpaceError: the disk is full."""
+            NoSpaceError: the disk is full.
+        """
         try:
             return self.maker.make(self.video, self.target)
         except OSError as error:

@@ -279,7 +279,7 @@ class Finetuning(PlainTask):
             SavimaeError: a video cannot be decoded.
         """
         config, setup = self.config, self.setup
-        test = ClassifierTest(
+        of_classifier = ClassifierTest(
             os.path.join(config.out, PARTIAL),
             {
                 "step": step, "test_videos": names_digest(self.test_videos),
@@ -290,7 +290,8 @@ class Finetuning(PlainTask):
             ViewReader(self.clips, Views(config.test_clips, config.test_crops)),
             setup.plan.batch_size, setup.device, setup.precision, setup.world,
         )  # fmt: skip
-        predictions = test.run(self.model if self.averaged is None else self.averaged, signals)
+        tested = self.model if self.averaged is None else self.averaged
+        predictions = of_classifier.run(tested, signals)
         self.model.train()
         if predictions is None:
             return None
@@ -299,7 +300,7 @@ class Finetuning(PlainTask):
             if is_last:
                 path = os.path.join(config.out, RESULT)
                 write_json(path, {"step": step, **result, **self.about_classes})
-            test.forget()
+            of_classifier.forget()
         return {f"test_{name}": result[name] for name in ("top1", "top5")}
 
 
