@@ -10,9 +10,9 @@ Of a token with pixels x (0 to 255) and prediction p, for each channel c:
            = (n x - sum(x)) * scale, scale = 1 / (255 n (sqrt(variance) + 1e-6))
     loss = mean((p - target)^2),  d(sum of squared errors) / dp = 2 (p - target)
 
-n x - sum(x) is an integer, which float32 holds exactly for tokens of up to 65,000 pixels: nothing is
-lost where a token is nearly constant. Rows of L values lie one after another and are worked on as
-vectors, each place with accumulators of its own.
+n x - sum(x) is an integer, which float32 holds exactly for tokens of up to 65,000 pixels: nothing
+is lost where a token is nearly constant. Rows of L values lie one after another and are worked on
+as vectors, each place with accumulators of its own.
 
 Predictions are float32, or bfloat16 as uint16: the upper half of a float32.
 """
