@@ -30,6 +30,16 @@ EPSILON = 1e-6  # added to the deviation, as TARGET_EPS of `model.loss`
 
 
 @jit
+def _scratch(row_values):
+    """Sums, squares, totals, scale (see `_normalize`) and the bits of a row of predictions."""
+    return (
+        np.empty(row_values, np.uint32), np.empty(row_values, np.uint32),
+        np.empty(row_values, np.int32), np.empty(row_values, np.float32),
+        np.empty(row_values, np.uint32),
+    )  # fmt: skip
+
+
+@jit
 def _normalize(token, row_values, is_normalized, sums, squares, totals, scale):
     """Writes totals int32 [L] and scale float32 [L]; returns n: target = (n x - totals) * scale.
 
@@ -121,12 +131,8 @@ def token_losses(tokens, wanted, prediction, row_values, is_normalized, first, l
     tokens uint8 [R, V]; wanted int64 [>= M], the row in `tokens` of each prediction; prediction
     float32 or uint16 [>= M, V].
     """
-    sums = np.empty(row_values, np.uint32)
-    squares = np.empty(row_values, np.uint32)
-    totals = np.empty(row_values, np.int32)
-    scale = np.empty(row_values, np.float32)
+    sums, squares, totals, scale, bits = _scratch(row_values)
     total = np.empty(row_values, np.float32)
-    bits = np.empty(row_values, np.uint32)
     predicted = bits.view(np.float32)
     n_values = tokens.shape[1]
     for m in range(first, last):
@@ -153,11 +159,7 @@ def token_gradients(
 
     `gradient` has the type of `prediction`; the other arguments are those of `token_losses`.
     """
-    sums = np.empty(row_values, np.uint32)
-    squares = np.empty(row_values, np.uint32)
-    totals = np.empty(row_values, np.int32)
-    scale = np.empty(row_values, np.float32)
-    bits = np.empty(row_values, np.uint32)
+    sums, squares, totals, scale, bits = _scratch(row_values)
     predicted = bits.view(np.float32)
     n_values = tokens.shape[1]
     for m in range(first, last):
