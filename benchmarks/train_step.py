@@ -1,33 +1,47 @@
 """One training step (forward, backward, AdamW), as a share of the machine's matrix product rate.
 
-    python benchmarks/train_step.py [--model base] [--batch 2 8] [--steps 5] [--huggingface]
+    python benchmarks/train_step.py [--model base] [--input-size 224] [--batch 2 8] [--steps 5]
+        [--precision bf16 fp32] [--rounds 3] [--before FOLDER] [--huggingface]
 
 Every setting runs in a process of its own, which first and last times 2048-cubed products in the
 same dtype on the same threads; the share is the step's FLOPs over the median of those. Medians over
-the steps, warm-up apart. Clips are random; savi masks have the variable lengths that saliency
-shares between 10 and 50 % give. Prints JSON.
+the steps, warm-up apart. The settings take turns, `--rounds` times, since a shared machine has good
+and bad minutes: the ratios at the end are medians of ratios within one round. Clips are random;
+savi masks have the variable lengths that saliency shares between 10 and 50 % give. `--before` times
+another commit beside this one, from its checkout. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from hardware import hardware, versions
 
-from savimae.model.config import model_config, step_flops
-from savimae.model.videomae import VideoMAE, build_model
-from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
-from savimae.samples.randomness import sample_keys
-from savimae.system.allocator import keep_memory
+try:
+    from savimae.model.config import model_config, step_flops
+    from savimae.model.videomae import VideoMAE, build_model
+    from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
+    from savimae.samples.randomness import sample_keys
+    from savimae.system.allocator import keep_memory
+except ModuleNotFoundError:  # an older commit, where the package had no rooms
+    from savimae.allocator import keep_memory
+    from savimae.masking import MaskSpec, draw_decoded, draw_masks
+    from savimae.randomness import sample_keys
 
+    from savimae.model import VideoMAE, build_model, model_config, step_flops
+
+ROOT = str(Path(__file__).resolve().parents[1])
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -76,45 +90,50 @@ def mask_share(kind: str, batch: int, step_s: float) -> dict[str, float]:
     return {"ms": round(1e3 * median, 3), "share_of_step_percent": round(100 * median / step_s, 4)}
 
 
-def measure(options: argparse.Namespace) -> dict[str, object]:
-    """One setting, in this process."""
-    allocator = options.allocator == "keep" and keep_memory()
+def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int], list[int]]:
+    """One step as a function, and the visible and the decoded tokens of its clips."""
     torch.manual_seed(0)
-    device, dtype = options.device, DTYPES[options.precision]
-    before = product_rates(dtype, device)
-    config = model_config(options.model)
-    model = build_model(options.model).to(device)
-    c = config
-    clips = torch.randint(
-        0, 256, (options.batch[0], c.num_frames, c.image_size, c.image_size, 3), dtype=torch.uint8
-    ).to(device)
-    mask, to_decode = (
-        each.to(device)
-        for each in masks_of(options.mask, options.batch[0], model, options.decoder_mask_ratio)
-    )
-    visible = (~mask).sum(1).tolist()
+    device = options.device
+    model = build_model(options.model, image_size=options.input_size).to(device)
+    c = model.config
+    size = (options.batch[0], c.num_frames, c.image_size, c.image_size, 3)
+    clips = torch.randint(0, 256, size, dtype=torch.uint8).to(device)
+    masks = masks_of(options.mask, options.batch[0], model, options.decoder_mask_ratio)
+    mask, decoded = (each.to(device) for each in masks)
     if options.code == "huggingface":
         import transformers
 
-        theirs = transformers.VideoMAEConfig(norm_pix_loss=True)  # base, decoder depth 4
-        model = transformers.VideoMAEForPreTraining(theirs)  # type: ignore[assignment]
+        # base, decoder depth 4
+        theirs = transformers.VideoMAEConfig(norm_pix_loss=True, image_size=c.image_size)
+        their_model = transformers.VideoMAEForPreTraining(theirs).to(device)
         pixels = (clips.permute(0, 1, 4, 2, 3) / 255 - 0.45) / 0.225
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
-    decoded = (config.n_tokens - np.array(visible)).tolist()
+    trained = their_model if options.code == "huggingface" else model
+    n_values = int(decoded.sum()) * c.token_values
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, betas=(0.9, 0.95), fused=True)
+
+    def loss() -> torch.Tensor:
+        if options.code == "huggingface":
+            return their_model(pixels, mask).loss
+        if hasattr(model, "losses"):
+            return model.losses(clips, mask, decoded)[0] / n_values
+        return model(clips, mask, decoded).loss  # an older commit
 
     def step() -> None:
-        nonlocal decoded
         with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
-            if options.code == "huggingface":
-                loss = model(pixels, mask).loss
-            else:
-                output = model(clips, mask, to_decode)
-                decoded = output.decoded.sum(1).tolist()
-                loss = output.loss
-        loss.backward()
+            value = loss()
+        value.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    return step, (~mask).sum(1).tolist(), decoded.sum(1).tolist()
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """One setting, in this process."""
+    allocator = options.allocator == "keep" and keep_memory()
+    device, dtype = options.device, DTYPES[options.precision]
+    before = product_rates(dtype, device)
+    step, visible, decoded = make_step(options)
     times = []
     for index in range(options.steps + 2):
         synchronize(device)
@@ -125,8 +144,14 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             times.append(time.perf_counter() - start)
     rate = statistics.median(before + product_rates(dtype, device))
     median = statistics.median(times)
+    config = model_config(options.model, image_size=options.input_size)
     flops = step_flops(config, visible, decoded)
-    result = {
+    peak = (
+        torch.cuda.max_memory_allocated() / 2**30
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    )
+    return {
         "code": options.code,
         "precision": options.precision,
         "batch": options.batch[0],
@@ -136,27 +161,93 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "visible_tokens": visible,
         "step_s": round(median, 3),
         "step_s_range": [round(min(times), 3), round(max(times), 3)],
-        "clips_per_s": round(options.batch[0] / median, 2),
+        "clips_per_s": round(options.batch[0] / median, 3),
         "product_gflop_per_s": round(rate / 1e9, 1),
         "share_of_product_rate": round(flops / median / rate, 3),
-        "peak_memory_gib": round(
-            torch.cuda.max_memory_allocated() / 2**30
-            if device == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            2,
-        ),
+        "peak_memory_gib": round(peak, 2),
     }
-    if options.mask == "savi":
-        result["masks"] = mask_share("savi", options.batch[0], median)
-    return result
+
+
+def settings_of(options: argparse.Namespace) -> list[dict[str, object]]:
+    """What is measured, each by its options."""
+    common = {"code": "savimae", "mask": "tube", "allocator": "keep", "decoder_mask_ratio": 0.0}
+    settings: list[dict[str, object]] = [
+        {**common, "precision": precision, "batch": [batch], "mask": mask}
+        for precision in options.precision
+        for batch in options.batch
+        for mask in ("tube", "savi")
+    ]
+    for precision in options.precision:
+        largest = {**common, "precision": precision, "batch": [max(options.batch)]}
+        settings.append({**largest, "allocator": "default"})
+        settings.append({**largest, "decoder_mask_ratio": 0.5})
+        if options.before:
+            settings += [{**largest, "code": "before", "mask": mask} for mask in ("tube", "savi")]
+        if options.huggingface:  # as its users have it, and with our allocator setting
+            theirs = {**largest, "code": "huggingface"}
+            settings += [{**theirs, "allocator": allocator} for allocator in ("default", "keep")]
+    return settings
+
+
+def run(setting: dict[str, object], options: argparse.Namespace) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    arguments = ["--model", options.model, "--steps", str(options.steps)]
+    if options.input_size is not None:
+        arguments += ["--input-size", str(options.input_size)]
+    arguments += ["--device", options.device, "--only", json.dumps(setting)]
+    folder = options.before if setting["code"] == "before" else ROOT
+    done = subprocess.run(
+        [sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": folder},
+    )  # fmt: skip
+    return dict(json.loads(done.stdout))
+
+
+def ratios(rounds: list[list[dict[str, Any]]]) -> dict[str, object]:
+    """Medians over the rounds of what the targets are about, at the largest batch."""
+    found: dict[str, list[float]] = {}
+    for results in rounds:
+        largest = max(result["batch"] for result in results)
+        by_key = {
+            (r["code"], r["mask"], r["precision"], r["allocator_keeps_memory"]): r
+            for r in results
+            if r["batch"] == largest and not r["decoder_mask_ratio"]
+        }
+        for precision in {key[2] for key in by_key}:
+            ours = {mask: by_key["savimae", mask, precision, True] for mask in ("tube", "savi")}
+            shares = {mask: each["share_of_product_rate"] for mask, each in ours.items()}
+            rows = {
+                "tube, share of product rate": shares["tube"],
+                "share, savi over tube": shares["savi"] / shares["tube"],
+            }
+            for mask, each in ours.items():
+                before = by_key.get(("before", mask, precision, True))
+                if before:
+                    ratio = each["clips_per_s"] / before["clips_per_s"]
+                    rows[f"{mask}, clips/s over those before"] = ratio
+            for keeps, words in ((True, "with our allocator setting"), (False, "as it comes")):
+                theirs = by_key.get(("huggingface", "tube", precision, keeps))
+                if theirs:
+                    ratio = ours["tube"]["clips_per_s"] / theirs["clips_per_s"]
+                    rows[f"tube, clips/s over Hugging Face {words}"] = ratio
+            for name, value in rows.items():
+                found.setdefault(f"{precision}: {name}", []).append(value)
+    return {
+        name: {"median": round(statistics.median(each), 3), "rounds": [round(x, 3) for x in each]}
+        for name, each in sorted(found.items())
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="base")
+    parser.add_argument("--input-size", type=int, default=224)
     parser.add_argument("--batch", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--before", metavar="FOLDER", help="checkout of a commit to time as well")
     parser.add_argument("--huggingface", action="store_true", help="time its base model as well")
     parser.add_argument("--only", help="JSON of one setting; used by this script itself")
     options = parser.parse_args()
@@ -165,40 +256,24 @@ def main() -> None:
             setattr(options, name, value)
         json.dump(measure(options), sys.stdout)
         return
-    common = {"code": "savimae", "mask": "tube", "allocator": "keep", "decoder_mask_ratio": 0.0}
-    settings = [
-        {**common, "precision": precision, "batch": [batch], "mask": mask}
-        for precision in DTYPES
-        for batch in options.batch
-        for mask in ("tube", "savi")
-    ]
-    largest = [max(options.batch)]
-    settings.append({**common, "precision": "bf16", "batch": largest, "allocator": "default"})
-    settings.append({**common, "precision": "bf16", "batch": largest, "decoder_mask_ratio": 0.5})
-    if options.huggingface:
-        theirs = {**common, "code": "huggingface", "batch": largest}
-        # As its users have it, and with our allocator setting.
-        for allocator in ("default", "keep"):
-            settings += [
-                {**theirs, "precision": precision, "allocator": allocator} for precision in DTYPES
-            ]
-    results = []
-    for setting in settings:
-        arguments = ["--model", options.model, "--steps", str(options.steps)]
-        arguments += ["--device", options.device, "--only", json.dumps(setting)]
-        done = subprocess.run(
-            [sys.executable, __file__, *arguments], capture_output=True, text=True, check=True
-        )
-        results.append(json.loads(done.stdout))
-        print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    from hardware import hardware, versions  # not for an older commit, which has it elsewhere
+
+    rounds: list[list[dict[str, Any]]] = []
+    for _ in range(options.rounds):
+        rounds.append([])
+        for setting in settings_of(options):
+            rounds[-1].append(run(setting, options))
+            print(json.dumps(rounds[-1][-1]), file=sys.stderr, flush=True)
+    best = max(result["clips_per_s"] for results in rounds for result in results)
     json.dump(
         {
             "hardware": {**hardware(), "threads": torch.get_num_threads()},
             "versions": versions("savimae", "torch", "numpy"),
-            "masks of 64 clips, against the fastest step above": mask_share(
-                "savi", 64, 64 / max(result["clips_per_s"] for result in results)
-            ),
-            "settings": results,
+            "model": options.model,
+            "input_size": options.input_size,
+            "masks of 64 clips, against the fastest step": mask_share("savi", 64, 64 / best),
+            "ratios": ratios(rounds),
+            "rounds": rounds,
         },
         sys.stdout,
         indent=2,

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from savimae.training.setup import RunConfig
 
 
+PROCESSES_PER = ("node", "socket", "numa")
+
+
 class Key(NamedTuple):
     """An option of the command line that may also stand in a profile."""
 
@@ -51,6 +54,11 @@ KEYS = {
     "nodes": Key(click.IntRange(1), "Nodes.  [1]", "nodes"),
     "tasks-per-node": Key(
         click.IntRange(1), "Processes on each node.  [one a GPU, or one]", "tasks_per_node"
+    ),
+    "processes-per": Key(
+        click.Choice(PROCESSES_PER),
+        "One process for each node, or for each socket or NUMA node of whole nodes.  [node]",
+        "processes_per",
     ),
     "cpus-per-task": Key(
         click.IntRange(1),
@@ -73,7 +81,7 @@ KEYS = {
     "program": Key(click.STRING, "How the nodes call savimae.  [with the Python that runs this]"),
     "templates": Key(PATH, "Folder of templates that win over ours."),
 }
-OF_TRAINING = ("nodes", "tasks-per-node", "gpus-per-node")  # other jobs have one process
+OF_TRAINING = ("nodes", "tasks-per-node", "processes-per", "gpus-per-node")  # other jobs have one process
 OF_SIZE = (*OF_TRAINING, "time", "cpus-per-task", "mem")  # each job of a pipeline has its own
 OF_SITE = ("partition", "account", "qos", "constraint", "mail-user", "mail-type", "stop-before")
 
@@ -198,7 +206,7 @@ def train(
     arguments: tuple[str, ...],
     **_: Any,
 ) -> None:
-    """A job of `savimae train`, with the OPTIONS after --: one process a node or a GPU."""
+    """A job of `savimae train`, with the OPTIONS after --: one process a node, socket or GPU."""
     arrays = ["--saliency-root", saliency_root] if saliency_root else []
     words = ("train", "--data", data, *arrays, "--out", out, *arguments)
     site = _Site(ctx)
@@ -228,7 +236,7 @@ def finetune(
     arguments: tuple[str, ...],
     **_: Any,
 ) -> None:
-    """A job of `savimae finetune`, with the OPTIONS after --: one process a node or a GPU."""
+    """A job of `savimae finetune`, with the OPTIONS after --: one process a node, socket or GPU."""
     tested = ["--test", test] if test else []
     words = ("finetune", checkpoint, "--train", train, *tested, "--out", out, *arguments)
     site = _Site(ctx)

@@ -12,6 +12,7 @@ template of `slurm_templates/` with its `{{names}}` filled in:
 | `command`        | the words of the savimae command, quoted for the shell     |
 | `shards`         | parts of the array                                         |
 | `tasks_per_node` | processes on each node                                     |
+| `processes_per`  | node, socket or numa: what has a process of its own        |
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Resources:
     time: str | None = None  # as Slurm writes it, such as 30 (minutes), 12:00:00, 2-00:00:00
     nodes: int = 1
     tasks_per_node: int = 1
+    processes_per: str = "node"  # or socket, numa: how many a node has is seen on the node
     cpus_per_task: int | None = None  # None: the job has its nodes to itself
     memory: str | None = None  # of each node, such as 16G
     gpus_per_node: int = 0
@@ -63,6 +65,13 @@ class Resources:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.cpus_per_task is not None and self.cpus_per_task < 1:
             raise ValueError(f"cpus_per_task must be at least 1, not {self.cpus_per_task}")
+        is_spread = self.tasks_per_node > 1 or self.gpus_per_node or self.cpus_per_task is not None
+        if self.processes_per != "node" and is_spread:
+            raise ValueError(
+                f"processes_per {self.processes_per} takes whole nodes without GPUs and counts "
+                "their processes and cores itself; leave tasks_per_node, cpus_per_task and "
+                "gpus_per_node out"
+            )
         if self.gpus_per_node < 0:
             raise ValueError(f"gpus_per_node must be at least 0, not {self.gpus_per_node}")
         if self.memory is not None and not MEMORY.fullmatch(self.memory):
@@ -156,6 +165,7 @@ def render(job: Job, resources: Resources, templates: str | None = None) -> str:
         "command": _command_lines([*job.program, *job.arguments], len(job.program) + 1),
         "shards": str(job.shards or 1),
         "tasks_per_node": str(resources.tasks_per_node),
+        "processes_per": resources.processes_per,
     }
     for fragment in FRAGMENTS:
         values[fragment] = _filled(fragment, values, templates).rstrip("\n")

@@ -182,6 +182,26 @@ def test_a_process_for_each_gpu(data, expected, tmp_path):
     assert np.allclose(losses(tmp_path / "run"), losses(expected), rtol=0, atol=1e-5)
 
 
+def test_a_process_for_each_socket(data, expected, tmp_path):
+    fake = tmp_path / "bin" / "lscpu"  # a node of two sockets with one core of two threads each
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\necho "# comment"\ncase $1 in --parse=NODE) echo 0 ;; *) printf "0\\n1\\n0\\n1\\n" ;; '
+        "esac\n"
+    )
+    fake.chmod(0o755)
+    (job,) = submit("train", "--data", data, "--out", tmp_path / "run",
+                    "--processes-per", "socket", "--setup", f"export PATH={fake.parent}:$PATH",
+                    "--submit", "--", *options(batch_size=2), cwd=tmp_path)  # fmt: skip
+    (ended,) = finish(job).values()
+    text = log(tmp_path / "run", f"train-{job}.log")
+    assert (ended.state, ended.code) == ("COMPLETED", 0), text
+    assert "1 CPUs a task" in text
+    assert "accumulated x 2 processes" in text
+    assert "on cpu, 1 threads" in text
+    assert np.allclose(losses(tmp_path / "run"), losses(expected), rtol=0, atol=1e-5)
+
+
 HOOKS = {
     # The signal before the time limit.
     "limit": 'ask("scancel", "--signal=USR1", "--batch", job())',

@@ -85,7 +85,7 @@ def test_finetuning_is_a_job_like_training(slurm, videos, tmp_path):
         f"savimae finetune\n  {checkpoint}\n  --train {videos}\n  --test {videos}\n  --out {out}\n"
         "  --epochs 50\n  --allow-overlap\n)"
     ) in done.stdout
-    assert 'exec srun --ntasks-per-node=1 --cpus-per-task="$cpus"' in done.stdout
+    assert "per=node tasks=1 bind=()" in done.stdout
     for more, message in (
         (("--", "--layer-decay", "2"), r"layer_decay 2.0 is not in \(0, 1\]"),
         (("--", "--out", "x"), "--out after the -- is what `savimae slurm` sets itself"),
@@ -296,7 +296,18 @@ def test_gpus_have_a_process_each(slurm, videos, tmp_path):
     for line in ("--gpus-per-node=4", "--ntasks-per-node=4", "--cpus-per-task=8"):
         assert f"#SBATCH {line}\n" in done.stdout
     assert "--exclusive" not in done.stdout
-    assert "srun --ntasks-per-node=4 --cpus-per-task" in done.stdout
+    assert "per=node tasks=4 bind=()" in done.stdout
+
+
+def test_a_process_for_each_numa_node_takes_whole_nodes(slurm, videos, tmp_path):
+    words = ("train", "--data", videos, "--out", tmp_path / "run", "--processes-per", "numa")
+    done = slurm(*words)
+    assert "#SBATCH --exclusive\n" in done.stdout
+    assert "per=numa tasks=1 bind=()" in done.stdout
+    for more in ("--gpus-per-node=2", "--cpus-per-task=4", "--tasks-per-node=2"):
+        done = slurm(*words, more)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "processes_per numa takes whole nodes without GPUs" in done.stderr
 
 
 TRAIN = ("train", "--data", "VIDEOS", "--out", "RUN")

@@ -59,8 +59,21 @@ command=(
   --hflip
   --epochs 100
 )
+
+# One process for each node, socket or NUMA node; the last two are bound to their cores, so that
+# their weights lie in the memory beside them, and use one thread of each core.
+per=node tasks=2 bind=()
+count() { lscpu --parse="$1" | grep -v '^#' | sort -u | wc -l; }
+case $per in
+  socket) tasks=$(count SOCKET) bind=(--threads-per-core=1 --cpu-bind=sockets) ;;
+  numa) tasks=$(count NODE) bind=(--threads-per-core=1 --cpu-bind=ldoms) ;;
+esac
+if [ "$per" != node ]; then
+  cpus=$(($(count CORE) / tasks))
+  export OMP_NUM_THREADS="$cpus"
+fi
 run() {
-  exec srun --ntasks-per-node=2 --cpus-per-task="$cpus" \
+  exec srun --ntasks-per-node="$tasks" --cpus-per-task="$cpus" "${bind[@]}" \
     bash -c "$on_each_node" savimae "${command[@]}"
 }
 
