@@ -18,6 +18,7 @@ from savimae.commands.judging import compare, evaluate, features, plot, probe, r
 from savimae.commands.options import both_spellings
 from savimae.commands.slurm import slurm
 from savimae.commands.training import convert, finetune, train
+from savimae.system.cores import wait_briefly
 from savimae.system.errors import (
     EXIT_FAILURE,
     EXIT_INTERRUPTED,
@@ -55,6 +56,7 @@ for command in (
 def main() -> None:
     """Run the command line; an error is one line and an exit code, a traceback with --debug."""
     debug = "--debug" in sys.argv[1:]
+    wait_briefly()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:

@@ -185,6 +185,13 @@ TRAINING_MACHINE = option_group(
         show_default=True,
         help="auto: bf16 where the processor has it.",
     ),
+    click.option(
+        "--attention",
+        type=click.Choice(["auto", "products", "fused"]),
+        default="auto",
+        show_default=True,
+        help="On CPUs. auto: what is faster here, measured when a run begins.",
+    ),
     click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
     click.option(
         "--workers",

@@ -81,7 +81,8 @@ KEYS = {
     "program": Key(click.STRING, "How the nodes call savimae.  [with the Python that runs this]"),
     "templates": Key(PATH, "Folder of templates that win over ours."),
 }
-OF_TRAINING = ("nodes", "tasks-per-node", "processes-per", "gpus-per-node")  # other jobs have one process
+# Other jobs have one process.
+OF_TRAINING = ("nodes", "tasks-per-node", "processes-per", "gpus-per-node")
 OF_SIZE = (*OF_TRAINING, "time", "cpus-per-task", "mem")  # each job of a pipeline has its own
 OF_SITE = ("partition", "account", "qos", "constraint", "mail-user", "mail-type", "stop-before")
 

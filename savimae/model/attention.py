@@ -13,6 +13,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 LENGTH_MULTIPLE = 8  # of the padded lengths of clips
+# Ways to compute attention on CPUs, the same within rounding. Which one is faster depends on the
+# processor, the precision and the lengths.
+PRODUCTS = "products"  # two matrix products and a softmax between, written out; keeps its scores
+FUSED = "fused"  # PyTorch's kernel, which keeps no scores: much less memory for long clips
+WAYS = (PRODUCTS, FUSED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +29,21 @@ class Packing:
     n_taken: int  # rows of all clips; what follows them is filler
     rows: Tensor | None  # [rows], place of each row in [B * longest]; None if it is that row
     key_bias: Tensor | None  # [B, 1, 1, longest], 0 for tokens, -inf for padding; None without
+    way: str = PRODUCTS  # one of WAYS; GPUs always take the fused kernel
 
     @classmethod
-    def of(cls, lengths: Tensor, n_rows: int) -> Packing:
+    def of(cls, lengths: Tensor, n_rows: int, way: str = PRODUCTS) -> Packing:
         """Of clips with these lengths, int `[B]`, in `n_rows` rows."""
         n_clips, longest, n_taken = len(lengths), int(lengths.max()), int(lengths.sum())
         if n_taken == n_rows and bool((lengths == longest).all()):
-            return cls(n_clips, longest, n_taken, None, None)
+            return cls(n_clips, longest, n_taken, None, None, way)
         longest = _round_up(longest, LENGTH_MULTIPLE)
         taken = torch.arange(longest, device=lengths.device) < lengths[:, None]  # [B, longest]
         rows = F.pad(taken.flatten().nonzero()[:, 0], (0, n_rows - n_taken))
         if bool(taken.all()):
-            return cls(n_clips, longest, n_taken, rows, None)
+            return cls(n_clips, longest, n_taken, rows, None, way)
         bias = torch.zeros(taken.shape, device=lengths.device).masked_fill(~taken, -math.inf)
-        return cls(n_clips, longest, n_taken, rows, bias[:, None, None])
+        return cls(n_clips, longest, n_taken, rows, bias[:, None, None], way)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """`[rows, D]` -> `[B, longest, D]`, zeros behind short clips."""
@@ -72,17 +78,13 @@ def _round_up(n: int, multiple: int) -> int:
 
 
 def attend(qkv: Tensor, heads: int, packing: Packing) -> Tensor:
-    """Attention of every token to the tokens of its own clip: packed `[rows, 3D]` -> `[rows, D]`.
-
-    On CUDA the fused kernel of PyTorch; on CPUs the products written out, several times faster
-    there at these sizes than the fused kernel.
-    """
+    """Attention of every token to those of its own clip: packed `[rows, 3D]` -> `[rows, D]`."""
     # [rows, 3D] -> [B, L, 3, heads, d] -> 3 of [B, heads, L, d]
     unpacked = packing.unpack(qkv)
     unpacked = unpacked.view(packing.n_clips, packing.longest, 3, heads, -1)
     query, key, value = unpacked.permute(2, 0, 3, 1, 4).unbind(0)
     bias = None if packing.key_bias is None else packing.key_bias.to(query.dtype)
-    if _use_fused_attention(query):
+    if packing.way == FUSED or query.is_cuda:
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     else:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
@@ -91,7 +93,3 @@ def attend(qkv: Tensor, heads: int, packing: Packing) -> Tensor:
         mixed = scores.softmax(-1) @ value
     # [B, heads, L, d] -> [B, L, D] -> [rows, D]
     return packing.pack(mixed.transpose(1, 2).flatten(2))
-
-
-def _use_fused_attention(query: Tensor) -> bool:
-    return query.is_cuda

@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from savimae.model.attention import Packing, attend, filled
+from savimae.model.attention import PRODUCTS, Packing, attend, filled
 from savimae.model.config import CHANNELS, VideoMAEConfig, model_config
 from savimae.model.loss import targets, token_losses, unit_float
 
@@ -169,6 +169,9 @@ class Encoder(nn.Module):
 
     Args:
         has_norm: without, the last norm is left to what follows, as in fine-tuned models.
+
+    Attributes:
+        attention: how attention is computed on CPUs, one of `attention.WAYS`.
     """
 
     positions: Tensor
@@ -178,6 +181,7 @@ class Encoder(nn.Module):
     def __init__(self, config: VideoMAEConfig, has_norm: bool = True):
         super().__init__()
         self.config = config
+        self.attention = PRODUCTS
         self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(
             Block(config.encoder_dim, config.encoder_heads) for _ in range(config.encoder_depth)
@@ -208,8 +212,11 @@ class Encoder(nn.Module):
         pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(tokens), -1)
         hidden = self.patch_embed(pixels)
         hidden = hidden + self.positions[places].to(hidden.dtype)
+        packing = Packing.of(lengths, len(hidden), self.attention)
+        if branches is not None:  # [depth, 2, B] -> [depth, 2, rows, 1]
+            branches = branches.repeat_interleave(lengths, 2)[..., None].to(hidden.dtype)
         return self.norm(
-            _run_blocks(self.blocks, hidden, lengths, self.config.checkpoint_activations, branches)
+            _run_blocks(self.blocks, hidden, packing, self.config.checkpoint_activations, branches)
         )
 
     def whole(self, clips: Tensor, branches: Tensor | None = None) -> Tensor:
@@ -227,10 +234,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transformer blocks, norm, and a linear layer to pixels."""
+    """Transformer blocks, norm, and a linear layer to pixels.
+
+    Attributes:
+        attention: how attention is computed on CPUs, one of `attention.WAYS`.
+    """
 
     def __init__(self, config: VideoMAEConfig):
         super().__init__()
+        self.attention = PRODUCTS
         self.blocks = nn.ModuleList(
             Block(config.decoder_dim, config.decoder_heads) for _ in range(config.decoder_depth)
         )
@@ -240,7 +252,8 @@ class Decoder(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
         """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*3]` of the rows `wanted` `[M]`."""
-        hidden = _run_blocks(self.blocks, hidden, lengths, self.checkpoint_activations, None)
+        packing = Packing.of(lengths, len(hidden), self.attention)
+        hidden = _run_blocks(self.blocks, hidden, packing, self.checkpoint_activations)
         return self.head(self.norm(hidden.index_select(0, wanted)))
 
 
@@ -313,15 +326,12 @@ class MLP(nn.Module):
 def _run_blocks(
     blocks: nn.ModuleList,
     hidden: Tensor,
-    lengths: Tensor,
+    packing: Packing,
     checkpoint_activations: bool,
-    branches: Tensor | None,
+    branches: Tensor | None = None,
 ) -> Tensor:
-    packing = Packing.of(lengths, len(hidden))
     for index, block in enumerate(blocks):
-        rows = None
-        if branches is not None:  # [2, B] -> [2, rows, 1]
-            rows = branches[index].repeat_interleave(lengths, 1)[..., None].to(hidden.dtype)
+        rows = None if branches is None else branches[index]
         if checkpoint_activations and hidden.requires_grad:
             hidden = checkpoint(block, hidden, packing, rows, use_reentrant=False)
         else:

@@ -52,6 +52,7 @@ from savimae.samples.randomness import PARTNER, integer_below, sample_keys
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import write_json
 from savimae.system.signals import StopSignals
+from savimae.training.attention_choice import AttentionShape, use_ways
 from savimae.training.classifier_test import ClassifierTest, summarize
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
@@ -379,6 +380,7 @@ class FinetuningRun:
         self.train, self.test = labelled.train, labelled.test
         self.classes = labelled.classes
         self.n_classes = len(labelled.classes)
+        self.attention: dict[str, str] = {}
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
         self.weights = load_weights(config.checkpoint)
         rate = config.sampling_rate
@@ -420,13 +422,20 @@ class FinetuningRun:
             "sampling_rate": self.clips.sampling_rate,
             **shape,
             **{name: getattr(config, name) for name in names},
+            **({"attention": self.attention} if self.attention else {}),
             **common_settings(self.setup),
         }
+
+    def attention_shapes(self) -> dict[str, AttentionShape]:
+        shape = self.shape
+        rows = torch.full((self.config.batch_size,), shape.n_tokens)
+        return {"encoder": AttentionShape(rows, shape.encoder_dim, shape.encoder_heads)}
 
     def build(self, is_new: bool) -> Finetuning:
         model = VideoClassifier(self.shape, self.n_classes, self.config.head_scale)
         if is_new and not self.config.untrained:
             model.load_encoder(self.weights.state)
+        use_ways(model, self.attention)
         model.to(self.setup.device)
         return Finetuning(model, self.labelled, self.overlap, self.clips, self.config, self.setup)
 

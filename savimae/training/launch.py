@@ -13,12 +13,14 @@ from torch import nn
 
 from savimae.kernels.patches import compile_kernels
 from savimae.kernels.token_loss import compile_token_kernels
+from savimae.model.attention import FUSED
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json, refuse_file
 from savimae.system.lock import sole_writer
 from savimae.system.progress import duration
 from savimae.system.settings import CONFIG, check_config, record_config, settings_that_differ
 from savimae.system.signals import StopSignals
+from savimae.training.attention_choice import AUTO, AttentionShape, choose_ways
 from savimae.training.checkpoint import (
     is_plain_data,
     last_checkpoint,
@@ -37,9 +39,14 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 class Run(Protocol[AnyTask]):
     """What a kind of training provides for `launch`."""
 
+    attention: dict[str, str]  # how parts of the model compute it, as `choose_ways` answers
+
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a resumed run must repeat. The number of processes may change."""
+
+    def attention_shapes(self) -> dict[str, AttentionShape]:
+        """Of a batch of this run, by parts of the model."""
 
     @property
     def model_config(self) -> dict[str, Any]:
@@ -74,7 +81,11 @@ def check_launch(setup: Setup, run: Run[AnyTask], unknown: Collection[str] = ())
         UsageError: the run's folder is of another run, or a file.
         SavimaeError: a checkpoint or config.json that cannot be read.
     """
-    config, settings = setup.config, run.settings
+    config = setup.config
+    run.attention = _asked_attention(setup, run)
+    settings = run.settings
+    if config.attention == AUTO:
+        unknown = {*unknown, "attention"}
     if setup.precision not in PRECISIONS:  # "auto" is resolved on the machines of the run
         unknown = {*unknown, "precision"}
     refuse_file(config.out)
@@ -100,13 +111,17 @@ def launch(setup: Setup, run: Run[AnyTask]) -> int:
         _writing(config.out, world, signals) as check_writer,
     ):
         # Every process has checked its own options. From here the first one goes first.
+        run.attention = _asked_attention(setup, run)
+        unknown = {"attention"} if config.attention == AUTO else set()
         if world.is_main:
-            content = _checkpoint_to_resume(config, run.settings)
+            content = _checkpoint_to_resume(config, run.settings, unknown)
+            if config.attention == AUTO:
+                run.attention = _find_attention(setup, run, content)
             _record(config.out, run.settings)
             remove_temporary(config.out)
             compile_kernels()
             compile_token_kernels()
-        world.barrier()
+        run.attention = world.gather(run.attention)[0]
         if not world.is_main:
             content = _checkpoint_to_resume(config, run.settings)
 
@@ -156,6 +171,25 @@ def _writing(folder: str, world: World, signals: StopSignals) -> Iterator[Callab
     refuse_file(folder)
     with sole_writer(folder, on_loss=signals.stop_unsaved) as writer:
         yield writer.check
+
+
+def _asked_attention(setup: Setup, run: Run[AnyTask]) -> dict[str, str]:
+    """How the user wants attention to be computed; written out where nothing was asked for."""
+    if setup.config.attention != FUSED:
+        return {}
+    return dict.fromkeys(run.attention_shapes(), FUSED)
+
+
+def _find_attention(
+    setup: Setup, run: Run[AnyTask], content: dict[str, Any] | None
+) -> dict[str, str]:
+    """As the run was begun; of a new one measured."""
+    if content is not None:
+        return dict(content["settings"].get("attention", {}))
+    if setup.device.type != "cpu":  # GPUs have one way
+        return {}
+    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
+    return choose_ways(run.attention_shapes(), dtype)
 
 
 def _start_event(setup: Setup, loop: Loop) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from savimae.samples.randomness import REPLACEMENT, repeat_keys, sample_keys, un
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
+from savimae.training.attention_choice import AttentionShape, use_ways
 from savimae.training.checkpoint import last_checkpoint
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
@@ -51,6 +52,7 @@ from savimae.training.weights import check_parameters, load_weights
 BAD_VIDEO_POLICIES = ("stop", "skip")
 DEFAULT_MODEL = "base"
 STOP_REMEDY = "mend it, take it off the list, or let --on-bad-video skip replace it"
+SALIENT_SHARE = 0.3  # of made-up clips, to measure with
 MAX_REPLACEMENTS = 20  # videos that may fail one after the other
 
 
@@ -376,6 +378,7 @@ class PretrainingRun:
         self.setup = setup
         self.found = found
         self.videos = found.videos
+        self.attention: dict[str, str] = {}
         try:
             self.masks, self.shape = config.mask_spec(), config.model_shape()
             clips, saliency = config.clip_config(), config.saliency_config()
@@ -421,14 +424,27 @@ class PretrainingRun:
             # Older versions never reconstructed half of the tokens: their runs are not resumed.
             **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
             **({"repeat": config.repeat} if config.repeat > 1 else {}),
+            **({"attention": self.attention} if self.attention else {}),
             "init": config.init,
             **common_settings(self.setup),
+        }
+
+    def attention_shapes(self) -> dict[str, AttentionShape]:
+        shape, keys = self.shape, sample_keys(0, 0, np.arange(self.config.batch_size))
+        salient = np.random.default_rng(0).random((len(keys), shape.n_tokens)) < SALIENT_SHARE
+        mask = draw_masks(self.masks, keys, salient)
+        in_decoder = ~mask | draw_decoded(self.masks, keys, mask)
+        visible, rows = (torch.from_numpy(each.sum(1)) for each in (~mask, in_decoder))
+        return {
+            "encoder": AttentionShape(visible, shape.encoder_dim, shape.encoder_heads),
+            "decoder": AttentionShape(rows, shape.decoder_dim, shape.decoder_heads),
         }
 
     def build(self, is_new: bool) -> Pretraining:
         model = VideoMAE(self.shape)
         if self.config.init is not None and is_new:
             _initialize_from(model, self.config.init)
+        use_ways(model, self.attention)
         return Pretraining(
             model.to(self.setup.device), self.videos, self.reader, self.masks, self.config.seed,
             self.config.repeat, self.config.on_bad_video, self.setup.device,

@@ -14,6 +14,7 @@ from savimae.system.cores import available_cores
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
+from savimae.training.attention_choice import AUTO
 from savimae.training.checkpoint import SaveEvery
 from savimae.training.distributed import World, find_world
 from savimae.training.log import check_tensorboard
@@ -52,6 +53,7 @@ class RunConfig:
 
     device: str = "auto"
     precision: str = "auto"
+    attention: str = AUTO
     threads: int | None = None
     workers: int | None = None
     compile: bool = False

@@ -11,8 +11,7 @@ import pytest
 import torch
 from models import SMALL, clips_for, decoded_for, masks_for, small_model
 
-from savimae.model import attention
-from savimae.model.attention import Packing, filled
+from savimae.model.attention import FUSED, WAYS, Packing, attend, filled
 from savimae.model.config import VideoMAEConfig, model_config, step_flops
 from savimae.model.loss import normalize_tokens
 from savimae.model.videomae import VideoMAE, build_model, sinusoid_positions
@@ -22,7 +21,8 @@ from savimae.samples.randomness import sample_keys
 # --------------------------------------------------------------------------- published numbers
 
 
-def test_parity_with_the_published_model(golden):
+@pytest.mark.parametrize("way", WAYS)
+def test_parity_with_the_published_model(golden, way):
     numbers = np.load(golden / "videomae_tiny.npz")
     shape = json.loads(str(numbers["config"]))
     config = VideoMAEConfig(
@@ -36,6 +36,7 @@ def test_parity_with_the_published_model(golden):
         if name.startswith("state/")
     }
     model.load_state_dict(state)  # strict: every name and shape
+    model.encoder.attention = model.decoder.attention = way
     clips, mask = torch.from_numpy(numbers["frames"]), torch.from_numpy(numbers["mask"])
     output = model(clips, mask)
     for name in ("prediction", "target"):
@@ -151,10 +152,12 @@ def test_float_clips_equal_uint8_clips():
 # --------------------------------------------------------------------------- packed batches
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["savi", "tube"])
 @pytest.mark.parametrize("decoder_ratio", [0.0, 0.5])
-def test_a_clip_is_predicted_alike_alone_and_in_any_batch(kind, decoder_ratio):
+def test_a_clip_is_predicted_alike_alone_and_in_any_batch(kind, decoder_ratio, way):
     model = small_model()
+    model.encoder.attention = model.decoder.attention = way
     clips, mask = clips_for(SMALL, 5), masks_for(SMALL, 5, kind)
     decoded = decoded_for(SMALL, mask, decoder_ratio)
     lengths = (~mask).sum(1).tolist()
@@ -208,13 +211,43 @@ def test_masked_pixels_do_not_reach_the_prediction():
     assert not torch.allclose(a.target, b.target)
 
 
-def test_fused_attention_equals_the_products_written_out(monkeypatch):
-    # What CUDA runs, on the CPU: only the choice is made by the device.
-    model = small_model()
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [7, 1, 12, 3], [64, 64], [33, 70]])
+def test_attention_and_its_gradients_by_hand(lengths, way):
+    """Against float64, clip by clip, with filler behind the last clip."""
+    heads, width, n_filler = 2, 6, 5
+    rows = sum(lengths) + n_filler
+    generator = torch.Generator().manual_seed(1)
+    qkv, upper = (torch.randn(rows, n * heads * width, generator=generator) for n in (3, 1))
+    upper[sum(lengths) :] = 0  # nobody asks for filler
+    expected, qkv64 = [], qkv.double().requires_grad_()
+    for clip in qkv64[: sum(lengths)].split(lengths):
+        query, key, value = clip.view(-1, 3, heads, width).permute(1, 2, 0, 3)
+        weights = torch.exp(torch.einsum("hid,hjd->hij", query, key) / width**0.5)
+        mixed = torch.einsum("hij,hjd->hid", weights / weights.sum(-1, keepdim=True), value)
+        expected.append(mixed.transpose(0, 1).flatten(1))
+    torch.cat(expected).backward(upper[: sum(lengths)].double())
+    ours = qkv.clone().requires_grad_()
+    mixed = attend(ours, heads, Packing.of(torch.tensor(lengths), rows, way))
+    mixed.backward(upper)
+    assert torch.allclose(mixed[: sum(lengths)].double(), torch.cat(expected), atol=2e-6, rtol=0)
+    assert torch.allclose(ours.grad.double(), qkv64.grad, atol=5e-6, rtol=0)
+    assert not ours.grad[sum(lengths) :].any()
+
+
+def test_the_way_of_attention_is_what_computes_it(monkeypatch):
+    model, parts = small_model(), []
     clips, mask = clips_for(SMALL, 4), masks_for(SMALL, 4)
-    written_out = model(clips, mask).prediction
-    monkeypatch.setattr(attention, "_use_fused_attention", lambda _: True)
-    assert torch.allclose(model(clips, mask).prediction, written_out, atol=1e-5)
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention",
+        lambda query, *rest, **named: parts.append(query.shape[-1]) or fused(query, *rest, **named),
+    )  # fmt: skip
+    model(clips, mask)
+    assert parts == []
+    model.decoder.attention = FUSED
+    model(clips, mask)
+    assert parts == [SMALL.decoder_dim // SMALL.decoder_heads] * SMALL.decoder_depth
 
 
 def test_checkpointing_changes_nothing():

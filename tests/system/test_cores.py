@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,26 @@ def test_available_cores_is_the_tightest_limit(monkeypatch):
     assert cores.available_cores() == 4
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     assert cores.available_cores() == 12
+
+
+def test_threads_wait_briefly_unless_the_user_says_how(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    cores.wait_briefly()
+    assert os.environ.pop("GOMP_SPINCOUNT") == "2000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    cores.wait_briefly()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_the_command_line_says_how_before_torch_is_there():
+    script = (
+        "import os, sys, savimae.cli as c\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.argv = ['savimae', '--version']\n"
+        "try:\n    c.main()\nfinally:\n    print(os.environ['GOMP_SPINCOUNT'])"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean)
+    assert done.stdout.splitlines()[-1] == "2000", done.stderr
