@@ -14,6 +14,8 @@ another commit beside this one, from its checkout. Prints JSON.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -36,7 +38,7 @@ try:
     from savimae.system.allocator import keep_memory
 except ModuleNotFoundError:  # an older commit, where the package had no rooms
     from savimae.allocator import keep_memory
-    from savimae.masking import MaskSpec, draw_decoded, draw_masks
+    from savimae.masking import MaskSpec, draw_masks
     from savimae.randomness import sample_keys
 
     from savimae.model import VideoMAE, build_model, model_config, step_flops
@@ -69,12 +71,14 @@ def masks_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masked and decoded tokens of a batch, bool [B, N], at the published ratios."""
     shape = model.config
-    spec = MaskSpec(kind, shape.time_steps, shape.grid_size, decoder_ratio=decoder_ratio)
+    spec = MaskSpec(kind, shape.time_steps, shape.grid_size)
     shares = np.linspace(0.1, 0.5, batch)[:, None]
     salient = np.random.default_rng(0).random((batch, spec.n_tokens)) < shares
     keys = sample_keys(0, 0, np.arange(batch))
-    mask = draw_masks(spec, keys, salient)
-    return torch.from_numpy(mask), torch.from_numpy(draw_decoded(spec, keys, mask))
+    mask = decoded = draw_masks(spec, keys, salient)
+    if decoder_ratio:  # the older commit is not asked for it
+        decoded = draw_decoded(dataclasses.replace(spec, decoder_ratio=decoder_ratio), keys, mask)
+    return torch.from_numpy(mask), torch.from_numpy(decoded)
 
 
 def mask_share(kind: str, batch: int, step_s: float) -> dict[str, float]:
@@ -90,6 +94,22 @@ def mask_share(kind: str, batch: int, step_s: float) -> dict[str, float]:
     return {"ms": round(1e3 * median, 3), "share_of_step_percent": round(100 * median / step_s, 4)}
 
 
+def choose_attention(
+    model: VideoMAE, mask: torch.Tensor, decoded: torch.Tensor, dtype: torch.dtype
+) -> None:
+    """As a run does when it begins."""
+    from savimae.training.attention_choice import AttentionShape, choose_ways, use_ways
+
+    c = model.config
+    rows = (~mask | decoded).sum(1)
+    shapes = {
+        "encoder": AttentionShape((~mask).sum(1), c.encoder_dim, c.encoder_heads),
+        "decoder": AttentionShape(rows, c.decoder_dim, c.decoder_heads),
+    }
+    with contextlib.redirect_stdout(sys.stderr):
+        use_ways(model, choose_ways(shapes, dtype))
+
+
 def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int], list[int]]:
     """One step as a function, and the visible and the decoded tokens of its clips."""
     torch.manual_seed(0)
@@ -100,6 +120,8 @@ def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int
     clips = torch.randint(0, 256, size, dtype=torch.uint8).to(device)
     masks = masks_of(options.mask, options.batch[0], model, options.decoder_mask_ratio)
     mask, decoded = (each.to(device) for each in masks)
+    if options.code == "savimae" and device == "cpu":
+        choose_attention(model, mask, decoded, DTYPES[options.precision])
     if options.code == "huggingface":
         import transformers
 
@@ -116,7 +138,7 @@ def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int
             return their_model(pixels, mask).loss
         if hasattr(model, "losses"):
             return model.losses(clips, mask, decoded)[0] / n_values
-        return model(clips, mask, decoded).loss  # an older commit
+        return model(clips, mask).loss  # an older commit
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16"):
@@ -168,8 +190,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def settings_of(options: argparse.Namespace) -> list[dict[str, object]]:
-    """What is measured, each by its options."""
+def settings_of(options: argparse.Namespace, is_first: bool) -> list[dict[str, object]]:
+    """What is measured, each by its options; in the first round also what no ratio is made of."""
     common = {"code": "savimae", "mask": "tube", "allocator": "keep", "decoder_mask_ratio": 0.0}
     settings: list[dict[str, object]] = [
         {**common, "precision": precision, "batch": [batch], "mask": mask}
@@ -179,8 +201,9 @@ def settings_of(options: argparse.Namespace) -> list[dict[str, object]]:
     ]
     for precision in options.precision:
         largest = {**common, "precision": precision, "batch": [max(options.batch)]}
-        settings.append({**largest, "allocator": "default"})
-        settings.append({**largest, "decoder_mask_ratio": 0.5})
+        if is_first:
+            settings.append({**largest, "allocator": "default"})
+            settings.append({**largest, "decoder_mask_ratio": 0.5})
         if options.before:
             settings += [{**largest, "code": "before", "mask": mask} for mask in ("tube", "savi")]
         if options.huggingface:  # as its users have it, and with our allocator setting
@@ -259,9 +282,9 @@ def main() -> None:
     from hardware import hardware, versions  # not for an older commit, which has it elsewhere
 
     rounds: list[list[dict[str, Any]]] = []
-    for _ in range(options.rounds):
+    for number in range(options.rounds):
         rounds.append([])
-        for setting in settings_of(options):
+        for setting in settings_of(options, number == 0):
             rounds[-1].append(run(setting, options))
             print(json.dumps(rounds[-1][-1]), file=sys.stderr, flush=True)
     best = max(result["clips_per_s"] for results in rounds for result in results)

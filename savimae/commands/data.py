@@ -9,6 +9,7 @@ import click
 
 from savimae.commands.options import (
     PATH,
+    SALIENCY,
     array_options,
     saliency_config,
     saliency_options,
@@ -17,7 +18,8 @@ from savimae.commands.options import (
 from savimae.system.errors import EXIT_FAILURE, SavimaeError, UsageError, shown
 
 if TYPE_CHECKING:
-    from savimae.saliency.makers import Maker
+    from savimae.saliency.config import SaliencyConfig
+    from savimae.saliency.makers import ArrayMaker, Maker
     from savimae.saliency.preprocess import WalkOptions
 
 
@@ -65,7 +67,8 @@ def preprocess(
     out: str,
     input_size: int,
     patch_size: int,
-    threshold: float,
+    saliency: str,
+    threshold: float | None,
     dtype: str,
     check: bool,
     allow_missing: int | None,
@@ -74,14 +77,13 @@ def preprocess(
     """Compute the salient patches of every video: one array a video.
 
     SOURCE is a folder of videos or of frame folders, a list file, or one video. OUT mirrors its
-    structure: Class/video.npy, [frames, patches down, patches across], 1 where salient.
+    structure: Class/video.npy, [frames, patches down, patches across], 1 where salient; of change
+    the mean difference in quarters of a gray level, 0 to 255.
 
     Run it again to go on after an interruption: finished videos are skipped.
     """
-    from savimae.saliency.makers import ArrayMaker
-
-    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
-    maker = ArrayMaker(config, dtype)
+    config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
+    maker = _array_maker(config, dtype)
     if not check:
         if allow_missing is not None:
             raise UsageError("--allow-missing goes with --check")
@@ -91,6 +93,15 @@ def preprocess(
     if walk["workers"] is not None:
         raise UsageError("--check computes nothing, and so needs no --workers")
     return _check(source, out, maker, allow_missing or 0, **walk)
+
+
+def _array_maker(config: SaliencyConfig, dtype: str, from_maps: bool = False) -> ArrayMaker:
+    from savimae.saliency.config import CHANGE
+    from savimae.saliency.makers import ArrayMaker
+
+    if config.kind == CHANGE and dtype != ArrayMaker.dtype:
+        raise UsageError(f"--dtype {dtype} is for --saliency frame-mean; scores are uint8")
+    return ArrayMaker(config, dtype, from_maps)
 
 
 def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> int:
@@ -113,8 +124,9 @@ def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> in
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--input-size", default=224, show_default=True, help="Side of the maps.")
+@SALIENCY
 @walk_options
-def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
+def saliency(source: str, out: str, input_size: int, saliency: str, **walk: Any) -> int:
     """Write the saliency maps of every video as PNG: Class/video/img_00001.png, …
 
     The first of the two steps that `preprocess` does in one; for looking at maps, or for tools that
@@ -123,7 +135,7 @@ def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
     from savimae.saliency.makers import MapMaker
 
     # Maps have neither patches nor a threshold.
-    config = saliency_config(input_size=input_size, patch_size=1)
+    config = saliency_config(saliency, input_size=input_size, patch_size=1)
     return _walk(source, out, MapMaker(config), **walk)
 
 
@@ -134,17 +146,15 @@ def saliency(source: str, out: str, input_size: int, **walk: Any) -> int:
 @array_options
 @walk_options
 def patches(
-    saliency_root: str, out: str, input_size: int, patch_size: int, threshold: float, dtype: str,
-    **walk: Any,
+    saliency_root: str, out: str, input_size: int, patch_size: int, saliency: str,
+    threshold: float | None, dtype: str, **walk: Any,
 ) -> int:  # fmt: skip
     """Turn saliency maps into arrays: one folder of gray PNGs a video, of any size.
 
     The second of the two steps that `preprocess` does in one; for maps of another saliency model.
     """
-    from savimae.saliency.makers import ArrayMaker
-
-    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
-    return _walk(saliency_root, out, ArrayMaker(config, dtype, from_maps=True), **walk)
+    config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
+    return _walk(saliency_root, out, _array_maker(config, dtype, from_maps=True), **walk)
 
 
 @click.command()
@@ -210,8 +220,8 @@ def index(
     "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
 )
 def inspect(
-    source: str, out: str | None, input_size: int, patch_size: int, threshold: float, frames: int,
-    animation: str,
+    source: str, out: str | None, input_size: int, patch_size: int, saliency: str,
+    threshold: float | None, frames: int, animation: str,
 ) -> None:  # fmt: skip
     """Draw frames, their saliency and their salient patches: a PNG, and an animation beside it.
 
@@ -221,7 +231,7 @@ def inspect(
     from savimae.data.video import VideoError
     from savimae.judging.pictures import inspect_video
 
-    config = saliency_config(input_size=input_size, patch_size=patch_size, threshold=threshold)
+    config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
     found = find_videos(source)
     if not found.videos:
         path, reason = found.unreadable[0]

@@ -38,7 +38,13 @@ CLIPS = option_group(
 SALIENCY = option_group(
     "Saliency",
     click.option("--saliency-root", type=PATH, help="Arrays.  [computed from the clips]"),
+    click.option(
+        "--saliency",
+        type=click.Choice(["frame-mean", "change"]),
+        help="Its kind.  [that of the arrays, or as trained]",
+    ),
     click.option("--saliency-threshold", type=float, help="Where it is computed.  [0.5]"),
+    click.option("--salient-share", type=float, help="Of a clip's tokens; of change.  [0.25]"),
 )
 
 

@@ -27,6 +27,10 @@ class NonEmptyPath(click.Path):
 
 
 PATH = NonEmptyPath(path_type=str)
+SALIENCY = click.option(
+    "--saliency", type=click.Choice(["frame-mean", "change"]), default="frame-mean",
+    show_default=True, help="Distance from the frame's mean, or change from the frame before.",
+)  # fmt: skip
 ROOT = click.option("--root", type=PATH, help="Where a list's relative paths start.")
 
 
@@ -40,9 +44,11 @@ def saliency_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option("--input-size", default=224, show_default=True, help="Side of the frame."),
         click.option("--patch-size", default=16, show_default=True, help="Side of a patch."),
+        SALIENCY,
         click.option(
-            "--threshold", default=0.5, show_default=True,
-            help="A pixel is salient from this share of its frame's greatest deviation.",
+            "--threshold", type=float,
+            help="frame-mean: a pixel is salient from this share of its frame's greatest "
+            "deviation.  [0.5]",
         ),
     ]  # fmt: skip
     return _decorate(command, options)
@@ -83,12 +89,19 @@ def _decorate(command: Callable[..., Any], options: list[Any]) -> Callable[..., 
     return command
 
 
-def saliency_config(**values: Any) -> SaliencyConfig:
+def saliency_config(saliency: str, threshold: float | None = None, **sizes: int) -> SaliencyConfig:
     """The config that the options of `saliency_options` make."""
-    from savimae.saliency.config import SaliencyConfig
+    from savimae.saliency.config import CHANGE, SaliencyConfig
 
+    if saliency == CHANGE and threshold is not None:
+        raise UsageError(
+            "--threshold is for --saliency frame-mean; of change a clip's --salient-share is "
+            "salient, which `savimae train` is told"
+        )
+    if threshold is None:
+        threshold = SaliencyConfig.threshold
     try:
-        return SaliencyConfig(**values)
+        return SaliencyConfig(**sizes, threshold=threshold, kind=saliency)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

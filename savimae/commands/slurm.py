@@ -180,7 +180,7 @@ def preprocess(
     if given["check"] or given["overwrite"]:
         word = "check" if given["check"] else "overwrite"
         raise UsageError(f"--{word} is not for an array, whose parts may start several times")
-    names = ("input_size", "patch_size", "threshold")
+    names = ("saliency", "threshold", "input_size", "patch_size")
     saliency = saliency_config(**{name: given[name] for name in names})
     site = _Site(ctx)
     site.check_arrays(source, out, saliency, given["dtype"], given["root"])
@@ -258,7 +258,7 @@ def finetune(
     ),
     click.option("--out", type=PATH, required=True, metavar="RUN", help="The run's folder."),
     click.option(
-        "--threshold", type=float, default=0.5, show_default=True, help="As of `preprocess`."
+        "--threshold", type=float, help="As of `preprocess`.  [0.5]"
     ),
     click.option(
         "--allow-missing", type=click.IntRange(0), default=0, show_default=True, metavar="N",
@@ -282,7 +282,7 @@ def pipeline(
     source: str,
     saliency_root: str,
     out: str,
-    threshold: float,
+    threshold: float | None,
     allow_missing: int,
     shards: int,
     arguments: tuple[str, ...],
@@ -293,6 +293,7 @@ def pipeline(
     Options that size a job (--nodes, --time, …) are those of the training; the array has its own.
     OPTIONS after -- go to `savimae train`; the sizes of the arrays follow from them.
     """
+    from savimae.saliency.config import FRAME_MEAN
     from savimae.slurm.script import VIDEOS
 
     videos = os.path.join(out, VIDEOS)
@@ -308,14 +309,15 @@ def pipeline(
         )
     saliency = config.saliency_config()
     settings = saliency_config(
-        input_size=saliency.input_size, patch_size=saliency.patch_size, threshold=threshold
+        saliency.kind, threshold, input_size=saliency.input_size, patch_size=saliency.patch_size
     )
     site.check_arrays(source, saliency_root, settings, "uint8", config.root)
     site.check_training(config, source)
     arrays = (
         "preprocess", source, saliency_root,
         "--input-size", str(saliency.input_size), "--patch-size", str(saliency.patch_size),
-        "--threshold", str(threshold),
+        *(["--saliency", saliency.kind] if saliency.kind != FRAME_MEAN else []),
+        *(["--threshold", str(settings.threshold)] if saliency.kind == FRAME_MEAN else []),
         *(["--root", config.root] if config.root is not None else []),
     )  # fmt: skip
     check = (*arrays, "--check", "--allow-missing", str(allow_missing), "--list", videos)

@@ -127,6 +127,14 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="Masked share (tube, random).  [0.9]",
     ),
     click.option(
+        "--equal-count",
+        is_flag=True,
+        help="Every clip shows as many tokens: what the ratios give on average (savi, savi-tube).",
+    ),
+    click.option(
+        "--visible-tokens", type=int, metavar="N", help="Every clip shows so many tokens."
+    ),
+    click.option(
         "--decoder-mask-ratio",
         type=float,
         default=0.0,
@@ -140,6 +148,23 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         show_default=True,
         metavar="R",
         help="Masks of every clip that is loaded, each a clip of the batch. For slow loading.",
+    ),
+    click.option(
+        "--decode",
+        type=click.Choice(["all", "salient"]),
+        default="all",
+        show_default=True,
+        help="salient: of the masked tokens only these are reconstructed, as in EVEREST.",
+    ),
+    click.option(
+        "--saliency",
+        type=click.Choice(["frame-mean", "change"]),
+        help="Distance from the frame's mean, or change.  [that of the arrays, or frame-mean]",
+    ),
+    click.option(
+        "--salient-share",
+        type=float,
+        help="Salient share of a clip's tokens, those that change most.  [0.25]",
     ),
     click.option(
         "--saliency-threshold",

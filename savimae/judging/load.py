@@ -15,7 +15,12 @@ from savimae.data.lists import Video, distinct_videos
 from savimae.data.video import naming_video
 from savimae.model.videomae import VideoMAE
 from savimae.saliency.arrays import cut_words, find_cut
-from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.config import (
+    FRAME_MEAN,
+    SaliencyConfig,
+    choose_saliency,
+    kind_of_arrays,
+)
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_masks, refuse_idle_ratios
 from savimae.samples.randomness import sample_keys
@@ -109,7 +114,9 @@ class ClipOptions:
     root: str | None = None  # where a list's relative paths start
     sampling_rate: int | None = None  # None: as the model was trained, else 4
     saliency_root: str | None = None  # arrays of `savimae preprocess`; None: from the clips
+    saliency: str | None = None  # its kind; None: that of the arrays, or as trained
     saliency_threshold: float | None = None  # where it is computed; None: as trained, else 0.5
+    salient_share: float | None = None  # of change; None: as trained, else 0.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,11 +159,18 @@ class Pretrained:
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
         return ClipConfig(shape.num_frames, rate, shape.image_size)
 
-    def saliency(self, threshold: float | None = None) -> SaliencyConfig:
-        """Raises ValueError for a threshold out of range."""
-        shape = self.model.config
-        threshold = self._setting(threshold, "saliency_threshold", SaliencyConfig.threshold)
-        return SaliencyConfig(shape.image_size, shape.patch_size, threshold)
+    def saliency(self, options: ClipOptions) -> SaliencyConfig:
+        """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
+        shape, root = self.model.config, options.saliency_root
+        trained = self.settings.get("saliency_kind", FRAME_MEAN)
+        kind = options.saliency or (None if root and kind_of_arrays(root) else trained)
+        found = choose_saliency(
+            shape.image_size, shape.patch_size, kind, root,
+            options.saliency_threshold, options.salient_share,
+        )  # fmt: skip
+        threshold = self._setting(options.saliency_threshold, "saliency_threshold", found.threshold)
+        share = self._setting(options.salient_share, "salient_share", found.share)
+        return dataclasses.replace(found, threshold=threshold, share=share)
 
     def masks(self, options: MaskOptions) -> MaskSpec:
         """Raises ValueError for an unknown type, or a ratio out of range or without effect."""
@@ -165,6 +179,8 @@ class Pretrained:
         refuse_idle_ratios(
             kind, options.mask_ratio, options.salient_mask_ratio, options.nonsalient_mask_ratio
         )
+        ratios = (options.mask_ratio, options.salient_mask_ratio, options.nonsalient_mask_ratio)
+        is_as_trained = options.mask_type is None and not any(r is not None for r in ratios)
         return MaskSpec(
             kind,
             shape.time_steps,
@@ -174,6 +190,7 @@ class Pretrained:
             self._setting(
                 options.nonsalient_mask_ratio, "mask_nonsalient_ratio", MaskSpec.nonsalient_ratio
             ),
+            self.settings.get("visible_tokens") if is_as_trained else None,
         )
 
     def _setting(self, given: Any, name: str, default: Any) -> Any:
@@ -197,7 +214,7 @@ class Pretrained:
                     "arrays of --saliency-root have theirs, see `savimae preprocess --threshold`"
                 )
             reader = ClipReader(
-                self.clips(clips.sampling_rate), self.saliency(clips.saliency_threshold),
+                self.clips(clips.sampling_rate), self.saliency(clips),
                 self.model.config.tubelet_size, clips.saliency_root, array_cut,
             )  # fmt: skip
             return MaskedClips(videos, reader, self.masks(masks), clips.seed)

@@ -15,10 +15,11 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from savimae.data.video import GrayPlane, open_video, write_video
-from savimae.saliency.config import SaliencyConfig
-from savimae.saliency.frames import FrameSaliency, video_patches
+from savimae.data.video import open_video, write_video
+from savimae.saliency.config import CHANGE, SaliencyConfig
+from savimae.saliency.frames import frame_maps, video_patches
 from savimae.samples.clips import Clip
+from savimae.samples.masking import most_salient
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import atomic_file
 from savimae.system.progress import Progress
@@ -59,24 +60,29 @@ def inspect_video(
     """
     patches = video_patches(open_video(path), config)
     total = len(patches)
+    chosen = f"salient at threshold {config.threshold:g}"
+    if config.kind == CHANGE:  # as if the whole video were one clip of tokens of one frame
+        patches = most_salient(patches.reshape(-1), config.share, np.uint64(0)).reshape(
+            patches.shape
+        )
+        chosen = "salient: those that change most; a clip of the training has its own"
     still = set(np.linspace(0, total - 1, min(n_frames, total)).round().astype(int).tolist())
     stride = math.ceil(total / MAX_ANIMATION_FRAMES)
     moving = set(range(0, total, stride)) if animation != "none" else set()
 
-    saliency = FrameSaliency(config)
     columns: list[list[Image.Image]] = []
     captions: list[str] = []
     animated: list[np.ndarray] = []
     video = open_video(path)
     source_size = ""
-    both = zip(video.rgb_frames(), open_video(path).gray_planes(), strict=True)
+    both = zip(video.rgb_frames(), frame_maps(open_video(path), config), strict=True)
     with Progress("drawing") as progress:
-        for index, (rgb, gray) in enumerate(both):
+        for index, (rgb, saliency_map) in enumerate(both):
             progress.show((index + 1) / total, f"{index + 1}/{total} frames")
             source_size = f"{rgb.shape[1]}x{rgb.shape[0]}"
             if index not in still and index not in moving:
                 continue
-            panels = _panels(rgb, gray, patches[index], saliency)
+            panels = _panels(rgb, saliency_map, patches[index], config)
             caption = f"frame {index}: {patches[index].mean():.0%} salient"
             if index in still:
                 columns.append(panels)
@@ -86,9 +92,10 @@ def inspect_video(
 
     title = (
         f"{shown(os.path.basename(os.path.normpath(path)))}   {total} frames of {source_size}, "
-        f"{patches.mean():.1%} of patches salient at threshold {config.threshold:g}"
+        f"{patches.mean():.1%} of patches {chosen}"
     )
-    grid = draw_grid(columns, title, captions, ["frame", "saliency", "salient patches"])
+    middle = "change, 4 x" if config.kind == CHANGE else "saliency"
+    grid = draw_grid(columns, title, captions, ["frame", middle, "salient patches"])
     write_picture(out, grid)
     written = [out]
     if animation != "none":
@@ -99,19 +106,21 @@ def inspect_video(
 
 
 def _panels(
-    rgb: np.ndarray, gray: GrayPlane, patches: np.ndarray, saliency: FrameSaliency
+    rgb: np.ndarray, saliency_map: np.ndarray, patches: np.ndarray, config: SaliencyConfig
 ) -> list[Image.Image]:
     """Frame, saliency map, salient patches outlined: three images of one size."""
-    size = saliency.config.input_size
+    size = config.input_size
     factor = math.ceil(PANEL_PX / size)
     side = (size * factor, size * factor)
     frame = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
     frame = frame.resize(side, Image.Resampling.NEAREST)
-    saliency_map = Image.fromarray(saliency.saliency_map(gray)).convert("RGB")
-    patch_px = saliency.config.patch_size * factor
+    if config.kind == CHANGE:  # in quarters of a gray level, as the scores are
+        saliency_map = np.minimum(saliency_map.astype(np.uint16) * 4, 255).astype(np.uint8)
+    drawn_map = Image.fromarray(saliency_map).convert("RGB")
+    patch_px = config.patch_size * factor
     return [
         frame,
-        saliency_map.resize(side, Image.Resampling.NEAREST),
+        drawn_map.resize(side, Image.Resampling.NEAREST),
         outline_patches(frame, patches.astype(bool), patch_px),
     ]
 

@@ -35,6 +35,7 @@ NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised feature learning …")
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
 HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
+CHUNK_FEATURES = 4096  # that are standardised at a time
 FEW = 1000  # training videos, up to which each part does in turn: one would be too small
 
 
@@ -219,35 +220,66 @@ def linear(
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Logistic regression on standardised features, its C chosen on held-out training videos.
 
-    More features than videos are first rotated into the space that the videos span. That changes
-    nothing: with an L2 penalty the weights lie in it.
+    More features than videos are first rotated into the space that the videos span (see
+    `standardised`). That changes nothing: with an L2 penalty the weights lie in it.
 
     Returns: as `nearest_neighbours`.
     """
-    from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     def model(c: float) -> Any:
-        rotation = [PCA(svd_solver="full")] if x.shape[1] > len(x) else []
-        return make_pipeline(StandardScaler(), *rotation, LogisticRegression(C=c, max_iter=2000))
+        return LogisticRegression(C=c, max_iter=2000)
 
     parts = [part for part in hold_out(y, groups, seed) if len(set(y[part[0]])) > 1]
     parts = parts[: None if len(y) <= FEW else 1]
+    whole, whole_test = standardised(x, x_test)
     if not parts:
-        fitted = model(1.0).fit(x, y)
-        return fitted.classes_, fitted.predict_proba(x_test), "C 1, too few videos to choose it"
+        fitted = model(1.0).fit(whole, y)
+        return fitted.classes_, fitted.predict_proba(whole_test), "C 1, too few videos to choose it"
+    accuracy = dict.fromkeys(REGULARISATION, 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about convergence: the choice of C judges what came of it
-        accuracy = {
-            c: float(np.mean([model(c).fit(x[k], y[k]).score(x[h], y[h]) for k, h in parts]))
-            for c in REGULARISATION
-        }
+        for kept, held_out in parts:
+            of_kept, of_held_out = standardised(x[kept], x[held_out])
+            for c in REGULARISATION:
+                fitted = model(c).fit(of_kept, y[kept])
+                accuracy[c] += fitted.score(of_held_out, y[held_out]) / len(parts)
         best = max(accuracy, key=lambda c: (accuracy[c], -c))  # the smaller one of equals
-        fitted = model(best).fit(x, y)
+        fitted = model(best).fit(whole, y)
     detail = f"C {best:g}, {accuracy[best]:.3f} on held-out training videos"
-    return fitted.classes_, fitted.predict_proba(x_test), detail
+    return fitted.classes_, fitted.predict_proba(whole_test), detail
+
+
+def standardised(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features `[n, d]` and `[m, d]` less the mean of the first, over their standard deviation.
+
+    More features than videos are rotated into the space that the first ones span, float64 `[n, <=
+    n]` and `[m, <= n]`: by the eigenvectors of their inner products, of which there are far fewer
+    than of features.
+    """
+    n, d = x.shape
+    products, test_products = np.zeros((n, n)), np.zeros((len(x_test), n))
+    chunks = []
+    for first in range(0, d, CHUNK_FEATURES):
+        part, of_test = (
+            each[:, first : first + CHUNK_FEATURES].astype(np.float64) for each in (x, x_test)
+        )
+        mean, deviation = part.mean(0), part.std(0)
+        deviation[deviation < 1e-12 * np.maximum(np.abs(mean), 1)] = (
+            1  # a constant stays what it is
+        )
+        part, of_test = (part - mean) / deviation, (of_test - mean) / deviation
+        if d <= n:
+            chunks.append((part, of_test))
+            continue
+        products += part @ part.T
+        test_products += of_test @ part.T
+    if d <= n:
+        return tuple(np.concatenate(each, 1) for each in zip(*chunks, strict=True))  # type: ignore[return-value]
+    values, vectors = np.linalg.eigh(products)
+    is_spanned = values > values[-1] * n * np.finfo(np.float64).eps
+    lengths, vectors = np.sqrt(values[is_spanned]), vectors[:, is_spanned]
+    return vectors * lengths, test_products @ vectors / lengths
 
 
 def hold_out(

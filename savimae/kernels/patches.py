@@ -19,6 +19,7 @@ import numpy as np
 from numba import float32, int64, uint8, uint64
 
 from savimae.kernels._jit import compile_lock, jit
+from savimae.kernels.change import compile_change
 from savimae.kernels.luma import luma
 from savimae.kernels.resize import ResizeBuffers, resize, resize_buffers
 from savimae.kernels.rgb import luma_rgb, resize_rgb
@@ -171,6 +172,7 @@ def compile_kernels() -> None:
         resize(plane, 2, 2, tuple(buffers))
         saliency_map(buffers.gray, 2, np.zeros((2, 2), np.uint8))
         map_patches(buffers.gray, 2, 2, 128, out)
+        compile_change(buffers)
         frame = np.zeros((2, 2, 3), np.uint8)
         frame.flags.writeable = False
         planes, rgb = np.zeros((3, 2, 2), np.uint8), np.zeros((2, 2, 3), np.uint8)

@@ -5,6 +5,8 @@ The resizing filter's weights come from `resize.bilinear_taps`; tests hold the w
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from savimae.kernels.resize import PRECISION_BITS, bilinear_taps
@@ -53,6 +55,21 @@ def map_patches(saliency: np.ndarray, patch_size: int, threshold: float) -> np.n
 def frame_patches(plane: np.ndarray, size: int, patch_size: int, threshold: float) -> np.ndarray:
     """Gray plane uint8 `[h, w]` -> salient patches uint8 `[size / P, size / P]`, in two steps."""
     return map_patches(saliency_map(resize(plane, size)), patch_size, threshold)
+
+
+def map_scores(differences: np.ndarray, patch_size: int) -> np.ndarray:
+    """Differences uint8 `[S, S]` -> their mean over patches in quarters, uint8 `[S / P, S / P]`."""
+    n, area = differences.shape[0] // patch_size, patch_size**2
+    totals = differences.reshape(n, patch_size, n, patch_size).sum(axis=(1, 3), dtype=np.int64)
+    return np.minimum(255, (4 * totals + area // 2) // area).astype(np.uint8)
+
+
+def change_scores(planes: list[np.ndarray], size: int, patch_size: int) -> np.ndarray:
+    """Gray planes uint8 `[h, w]` of a video -> uint8 `[T, size / P, size / P]`."""
+    resized = [resize(plane, size).astype(np.int64) for plane in planes]
+    differences = [np.abs(b - a).astype(np.uint8) for a, b in itertools.pairwise(resized)]
+    first = differences[0] if differences else np.zeros((size, size), np.uint8)
+    return np.stack([map_scores(each, patch_size) for each in (first, *differences)])
 
 
 def token_targets(tokens: np.ndarray, is_normalized: bool) -> np.ndarray:

@@ -13,8 +13,8 @@ import numpy as np
 from savimae.data.lists import Video
 from savimae.data.video import open_video
 from savimae.saliency.arrays import array_frames, array_path, write_array
-from savimae.saliency.config import SaliencyConfig
-from savimae.saliency.frames import FrameSaliency, patch_chunks
+from savimae.saliency.config import CHANGE, SaliencyConfig
+from savimae.saliency.frames import frame_maps, patch_chunks
 from savimae.system.files import atomic_folder
 from savimae.system.workers import counter
 
@@ -40,7 +40,7 @@ class ArrayMaker:
         return {
             "output": "patches",
             "source": "maps" if self.from_maps else "frames",
-            **dataclasses.asdict(self.saliency),
+            **self.saliency.of_arrays,
             "dtype": self.dtype,
         }
 
@@ -52,10 +52,11 @@ class ArrayMaker:
 
     def make(self, video: Video, target: str) -> Done:
         frames = open_video(video.path)
-        chunks = patch_chunks(frames, FrameSaliency(self.saliency), self.from_maps)
+        chunks = patch_chunks(frames, self.saliency, self.from_maps)
         n = self.saliency.grid_size
         n_frames, n_salient = write_array(target, _counted(chunks, frames), n, self.dtype)
-        return Done(n_frames, n_salient / (n_frames * n * n))
+        is_scored = self.saliency.kind == CHANGE  # what is salient is decided for each clip
+        return Done(n_frames, None if is_scored else n_salient / (n_frames * n * n))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ class MapMaker:
     verb = "saliency"
 
     def settings(self) -> dict[str, Any]:
-        return {"output": "maps", "input_size": self.saliency.input_size}
+        kind = {"saliency": CHANGE} if self.saliency.kind == CHANGE else {}
+        return {"output": "maps", "input_size": self.saliency.input_size, **kind}
 
     def target(self, out: str, video: Video) -> str:
         return os.path.join(out, video.name)
@@ -76,12 +78,11 @@ class MapMaker:
 
     def make(self, video: Video, target: str) -> Done:
         frames = open_video(video.path)
-        saliency = FrameSaliency(self.saliency)
         n_frames = 0
         with atomic_folder(target) as folder:
-            for index, gray in enumerate(frames.gray_planes()):
+            for index, saliency_map in enumerate(frame_maps(frames, self.saliency)):
                 path = os.path.join(folder, frames.frame_name(index) + ".png")
-                imageio.imwrite(path, saliency.saliency_map(gray), extension=".png")
+                imageio.imwrite(path, saliency_map, extension=".png")
                 n_frames = index + 1
                 _count(1, n_frames, frames.expected_frames)
         return Done(n_frames, None)

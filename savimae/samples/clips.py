@@ -19,9 +19,9 @@ from savimae.data.video import GrayPlane, open_video
 from savimae.kernels.resize import resize_buffers
 from savimae.kernels.rgb import luma_rgb, resize_rgb
 from savimae.saliency.arrays import array_path, load_array
-from savimae.saliency.config import SaliencyConfig
-from savimae.saliency.frames import FrameSaliency
-from savimae.samples.masking import token_saliency
+from savimae.saliency.config import CHANGE, SaliencyConfig
+from savimae.saliency.frames import FrameSaliency, frame_saliency
+from savimae.samples.masking import most_salient, token_saliency, token_scores
 from savimae.samples.randomness import CLIP_START, CROP, FLIP, integer_below, uniform
 from savimae.system.errors import SavimaeError, shown
 
@@ -192,7 +192,14 @@ class ClipReader:
             patches = self._computed(pixels)
         else:
             patches = array[indices][:, :, ::-1] if flipped else array[indices]
-        return Clip(pixels, token_saliency(patches, self.tubelet_size), indices)
+        return Clip(pixels, self._salient_tokens(patches, key), indices)
+
+    def _salient_tokens(self, patches: np.ndarray, key: np.uint64) -> np.ndarray:
+        """Of a clip's patches, `[num_frames, H_p, W_p]`: bool `[N]`."""
+        if self.saliency.kind != CHANGE:
+            return token_saliency(patches, self.tubelet_size)
+        scores = token_scores(patches, self.tubelet_size)
+        return most_salient(scores, self.saliency.share, key)
 
     def _pixels(self, frames: list[np.ndarray], key: np.uint64, flipped: bool) -> np.ndarray:
         """Frames of any size -> uint8 `[num_frames, S, S, 3]`, cropped, resized, mirrored."""
@@ -209,16 +216,23 @@ class ClipReader:
         return pixels
 
     def _computed(self, pixels: np.ndarray) -> np.ndarray:
-        """Salient patches of the frames that the model sees: uint8 `[num_frames, H_p, W_p]`."""
+        """Patches of the frames that the model sees: uint8 `[num_frames, H_p, W_p]`.
+
+        Change is that between the clip's own frames, however far apart they are.
+        """
         n = self.saliency.grid_size
         patches = np.empty((len(pixels), n, n), np.uint8)
         gray = np.empty(pixels.shape[1:3], np.uint8)
         plane = gray.view()
         plane.flags.writeable = False  # as the planes of decoders are
         whole = GrayPlane(plane, *pixels.shape[1:3])
+        is_change = self.saliency.kind == CHANGE
+        saliency = frame_saliency(self.saliency) if is_change else self._kernels().saliency
         for frame, out in zip(pixels, patches, strict=True):
             luma_rgb(frame, gray)
-            self._kernels().saliency.patches(whole, out)
+            saliency.patches(whole, out)
+        if is_change and len(patches) > 1:
+            patches[0] = patches[1]
         return patches
 
     def _kernels(self) -> _Kernels:
@@ -242,5 +256,9 @@ class ClipReader:
             raise SavimaeError(
                 f"{shown(path)}: holds {list(array.shape)}, the model wants [T, {n}, {n}]; "
                 "preprocess again with the model's --input-size and --patch-size"
+            )
+        if self.saliency.kind == CHANGE and array.dtype != np.uint8:
+            raise SavimaeError(
+                f"{shown(path)}: holds {array.dtype}, scores of change are uint8; preprocess again"
             )
         return array

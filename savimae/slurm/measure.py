@@ -152,10 +152,7 @@ def _look(output: str, videos: list[Video]) -> Survey:
     path = os.path.join(output, CONFIG)
     try:
         settings = read_json(path)
-        saliency = SaliencyConfig(
-            settings["input_size"], settings["patch_size"], settings["threshold"]
-        )
-        maker = ArrayMaker(saliency, settings["dtype"])
+        maker = ArrayMaker(SaliencyConfig.from_arrays(settings), settings["dtype"])
     except FileNotFoundError:
         return Survey([], videos)
     except (OSError, ValueError, KeyError, TypeError) as error:

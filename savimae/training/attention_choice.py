@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,13 @@ def choose_ways(shapes: Mapping[str, AttentionShape], dtype: torch.dtype) -> dic
         times = ", ".join(f"{name} {1e3 * seconds[name]:.1f} ms" for name in WAYS)
         print(f"attention of the {part}: {way} ({times})", flush=True)
     return ways
+
+
+def ways_of(asked: str, parts: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
+    """The ways of a run: what the user asked for, or what was found."""
+    if asked == AUTO:
+        return dict(found)
+    return {} if asked == PRODUCTS else dict.fromkeys(parts, asked)
 
 
 def use_ways(model: nn.Module, ways: Mapping[str, str]) -> None:

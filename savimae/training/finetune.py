@@ -52,11 +52,12 @@ from savimae.samples.randomness import PARTNER, integer_below, sample_keys
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import write_json
 from savimae.system.signals import StopSignals
-from savimae.training.attention_choice import AttentionShape, use_ways
+from savimae.training.attention_choice import AUTO, AttentionShape, choose_ways, use_ways, ways_of
 from savimae.training.classifier_test import ClassifierTest, summarize
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
 from savimae.training.loop import Loop, PlainTask
+from savimae.training.machine import DTYPES
 from savimae.training.optimizer import FINETUNING_BETAS, parameter_groups
 from savimae.training.setup import (
     RunConfig,
@@ -380,7 +381,7 @@ class FinetuningRun:
         self.train, self.test = labelled.train, labelled.test
         self.classes = labelled.classes
         self.n_classes = len(labelled.classes)
-        self.attention: dict[str, str] = {}
+        self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
         self.weights = load_weights(config.checkpoint)
         rate = config.sampling_rate
@@ -422,20 +423,35 @@ class FinetuningRun:
             "sampling_rate": self.clips.sampling_rate,
             **shape,
             **{name: getattr(config, name) for name in names},
-            **({"attention": self.attention} if self.attention else {}),
+            **({"attention": self.ways} if self.ways else {}),
             **common_settings(self.setup),
         }
 
-    def attention_shapes(self) -> dict[str, AttentionShape]:
+    @property
+    def ways(self) -> dict[str, str]:
+        """How attention is computed where it is not written out, by part of the model."""
+        return ways_of(self.config.attention, ["encoder"], self.settled.get("attention", {}))
+
+    def open_settings(self) -> list[str]:
+        return ["attention"] if self.config.attention == AUTO else []
+
+    def find_settings(self) -> dict[str, Any]:
+        if self.config.attention != AUTO or self.setup.device.type != "cpu":
+            return {}
         shape = self.shape
         rows = torch.full((self.config.batch_size,), shape.n_tokens)
-        return {"encoder": AttentionShape(rows, shape.encoder_dim, shape.encoder_heads)}
+        encoder = AttentionShape(rows, shape.encoder_dim, shape.encoder_heads)
+        ways = choose_ways({"encoder": encoder}, DTYPES[self.setup.precision])
+        return {"attention": ways} if ways else {}
+
+    def take_settings(self, found: dict[str, Any]) -> None:
+        self.settled = found
 
     def build(self, is_new: bool) -> Finetuning:
         model = VideoClassifier(self.shape, self.n_classes, self.config.head_scale)
         if is_new and not self.config.untrained:
             model.load_encoder(self.weights.state)
-        use_ways(model, self.attention)
+        use_ways(model, self.ways)
         model.to(self.setup.device)
         return Finetuning(model, self.labelled, self.overlap, self.clips, self.config, self.setup)
 

@@ -13,14 +13,12 @@ from torch import nn
 
 from savimae.kernels.patches import compile_kernels
 from savimae.kernels.token_loss import compile_token_kernels
-from savimae.model.attention import FUSED
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json, refuse_file
 from savimae.system.lock import sole_writer
 from savimae.system.progress import duration
 from savimae.system.settings import CONFIG, check_config, record_config, settings_that_differ
 from savimae.system.signals import StopSignals
-from savimae.training.attention_choice import AUTO, AttentionShape, choose_ways
 from savimae.training.checkpoint import (
     is_plain_data,
     last_checkpoint,
@@ -39,14 +37,18 @@ AnyTask = TypeVar("AnyTask", bound=Task)
 class Run(Protocol[AnyTask]):
     """What a kind of training provides for `launch`."""
 
-    attention: dict[str, str]  # how parts of the model compute it, as `choose_ways` answers
+    def open_settings(self) -> Collection[str]:
+        """Settings that the user left open: they are found when a run begins, and then kept."""
+
+    def find_settings(self) -> dict[str, Any]:
+        """Values for the open settings of a new run; what is found to be as usual is left out."""
+
+    def take_settings(self, found: dict[str, Any]) -> None:
+        """Go on with these values."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a resumed run must repeat. The number of processes may change."""
-
-    def attention_shapes(self) -> dict[str, AttentionShape]:
-        """Of a batch of this run, by parts of the model."""
 
     @property
     def model_config(self) -> dict[str, Any]:
@@ -81,13 +83,10 @@ def check_launch(setup: Setup, run: Run[AnyTask], unknown: Collection[str] = ())
         UsageError: the run's folder is of another run, or a file.
         SavimaeError: a checkpoint or config.json that cannot be read.
     """
-    config = setup.config
-    run.attention = _asked_attention(setup, run)
-    settings = run.settings
-    if config.attention == AUTO:
-        unknown = {*unknown, "attention"}
+    config, settings = setup.config, run.settings
+    unknown = {*unknown, *run.open_settings()}
     if setup.precision not in PRECISIONS:  # "auto" is resolved on the machines of the run
-        unknown = {*unknown, "precision"}
+        unknown.add("precision")
     refuse_file(config.out)
     content = _checkpoint_to_resume(config, settings, unknown, mapped=True)
     if not _may_begin_again(config.out, settings):
@@ -111,17 +110,16 @@ def launch(setup: Setup, run: Run[AnyTask]) -> int:
         _writing(config.out, world, signals) as check_writer,
     ):
         # Every process has checked its own options. From here the first one goes first.
-        run.attention = _asked_attention(setup, run)
-        unknown = {"attention"} if config.attention == AUTO else set()
+        found: dict[str, Any] = {}
         if world.is_main:
-            content = _checkpoint_to_resume(config, run.settings, unknown)
-            if config.attention == AUTO:
-                run.attention = _find_attention(setup, run, content)
+            content = _checkpoint_to_resume(config, run.settings, run.open_settings())
+            found = run.find_settings() if content is None else _kept(run, content)
+            run.take_settings(found)
             _record(config.out, run.settings)
             remove_temporary(config.out)
             compile_kernels()
             compile_token_kernels()
-        run.attention = world.gather(run.attention)[0]
+        run.take_settings(world.gather(found)[0])
         if not world.is_main:
             content = _checkpoint_to_resume(config, run.settings)
 
@@ -173,23 +171,10 @@ def _writing(folder: str, world: World, signals: StopSignals) -> Iterator[Callab
         yield writer.check
 
 
-def _asked_attention(setup: Setup, run: Run[AnyTask]) -> dict[str, str]:
-    """How the user wants attention to be computed; written out where nothing was asked for."""
-    if setup.config.attention != FUSED:
-        return {}
-    return dict.fromkeys(run.attention_shapes(), FUSED)
-
-
-def _find_attention(
-    setup: Setup, run: Run[AnyTask], content: dict[str, Any] | None
-) -> dict[str, str]:
-    """As the run was begun; of a new one measured."""
-    if content is not None:
-        return dict(content["settings"].get("attention", {}))
-    if setup.device.type != "cpu":  # GPUs have one way
-        return {}
-    dtype = torch.bfloat16 if setup.precision == "bf16" else torch.float32
-    return choose_ways(run.attention_shapes(), dtype)
+def _kept(run: Run[AnyTask], content: dict[str, Any]) -> dict[str, Any]:
+    """Open settings as the run was begun with them."""
+    recorded = content["settings"]
+    return {name: recorded[name] for name in run.open_settings() if name in recorded}
 
 
 def _start_event(setup: Setup, loop: Loop) -> dict[str, Any]:

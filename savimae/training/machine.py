@@ -11,7 +11,8 @@ import torch
 from savimae.system.errors import UsageError
 from savimae.training.distributed import World
 
-PRECISIONS = ("bf16", "fp32")
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISIONS = tuple(DTYPES)
 
 
 def choose_device(name: str, world: World) -> torch.device:

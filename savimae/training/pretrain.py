@@ -23,19 +23,26 @@ from savimae.data.video import VideoError, naming_video
 from savimae.model.config import PUBLISHED, VideoMAEConfig, describe, model_config, step_flops
 from savimae.model.videomae import VideoMAE
 from savimae.saliency.arrays import cut_words, find_cut
-from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.config import CHANGE, SaliencyConfig, choose_saliency
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks, refuse_idle_ratios
-from savimae.samples.randomness import REPLACEMENT, repeat_keys, sample_keys, uniform
+from savimae.samples.randomness import (
+    REPLACEMENT,
+    epoch_order,
+    repeat_keys,
+    sample_keys,
+    uniform,
+)
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
+from savimae.system.progress import Progress
 from savimae.system.settings import CONFIG
-from savimae.training.attention_choice import AttentionShape, use_ways
+from savimae.training.attention_choice import AUTO, AttentionShape, choose_ways, use_ways, ways_of
 from savimae.training.checkpoint import last_checkpoint
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
 from savimae.training.loop import Loop, PlainTask
-from savimae.training.machine import autocast
+from savimae.training.machine import DTYPES, autocast
 from savimae.training.optimizer import make_optimizer
 from savimae.training.setup import (
     RESUME_AUTO,
@@ -52,6 +59,7 @@ from savimae.training.weights import check_parameters, load_weights
 BAD_VIDEO_POLICIES = ("stop", "skip")
 DEFAULT_MODEL = "base"
 STOP_REMEDY = "mend it, take it off the list, or let --on-bad-video skip replace it"
+CLIPS_TO_COUNT = 256  # whose salient tokens say how many clips of an equal count show
 SALIENT_SHARE = 0.3  # of made-up clips, to measure with
 MAX_REPLACEMENTS = 20  # videos that may fail one after the other
 
@@ -61,7 +69,9 @@ class TrainConfig(RunConfig):
     """Everything that `savimae train` can be told."""
 
     saliency_root: str | None = None
+    saliency: str | None = None  # its kind; None: that of the arrays, else frame-mean
     saliency_threshold: float | None = None  # where it is computed from the clips; None: 0.5
+    salient_share: float | None = None  # of a clip's tokens, of change; None: 0.25
 
     init: str | None = None  # weights to start from
     # Shape of the model. None: take it from the weights to start from, else from the model's name,
@@ -77,7 +87,10 @@ class TrainConfig(RunConfig):
     mask_ratio: float | None = None  # of tube and random masks; None: 0.9
     salient_mask_ratio: float | None = None  # of savi and savi-tube masks; None: 0.85
     nonsalient_mask_ratio: float | None = None  # None: 0.95
+    equal_count: bool = False  # every clip shows as many tokens, what the ratios give on average
+    visible_tokens: int | None = None  # or so many
     decoder_mask_ratio: float = 0.0
+    decode: str = "all"
     repeat: int = 1  # masks of each clip that is loaded, each a sample of the batch
 
     sampling_rate: int = 4
@@ -98,8 +111,13 @@ class TrainConfig(RunConfig):
             known = ", ".join(BAD_VIDEO_POLICIES)
             raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
         refuse_idle_ratios(
-            self.mask_type, self.mask_ratio, self.salient_mask_ratio, self.nonsalient_mask_ratio
-        )
+            self.mask_type, self.mask_ratio, self.salient_mask_ratio, self.nonsalient_mask_ratio,
+            self.equal_count or self.visible_tokens is not None,
+        )  # fmt: skip
+        if self.equal_count and self.visible_tokens is not None:
+            raise ValueError(
+                "--visible-tokens is an equal count of its own; leave --equal-count out"
+            )
         if self.saliency_threshold is not None and self.saliency_root and self.augment == "none":
             raise ValueError(
                 "--saliency-threshold is for saliency that is computed from the clips; the arrays "
@@ -175,7 +193,9 @@ class TrainConfig(RunConfig):
         return MaskSpec(
             self.mask_type, model.time_steps, model.grid_size,
             **{name: value for name, value in given.items() if value is not None},
+            n_visible=self.visible_tokens,
             decoder_ratio=self.decoder_mask_ratio,
+            decode=self.decode,
         )  # fmt: skip
 
     def clip_config(self) -> ClipConfig:
@@ -186,10 +206,12 @@ class TrainConfig(RunConfig):
         )
 
     def saliency_config(self) -> SaliencyConfig:
+        """Raises ValueError for values out of range, of another kind, or not of the arrays."""
         model = self.model_shape()
-        if self.saliency_threshold is None:
-            return SaliencyConfig(model.image_size, model.patch_size)
-        return SaliencyConfig(model.image_size, model.patch_size, self.saliency_threshold)
+        return choose_saliency(
+            model.image_size, model.patch_size, self.saliency, self.saliency_root,
+            self.saliency_threshold, self.salient_share,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------- the task
@@ -282,7 +304,7 @@ class Pretraining(PlainTask):
         return Batch(
             torch.from_numpy(pixels).to(self.device),
             torch.from_numpy(mask).to(self.device),
-            torch.from_numpy(draw_decoded(self.masks, keys, mask)).to(self.device),
+            torch.from_numpy(draw_decoded(self.masks, keys, mask, salient)).to(self.device),
             torch.from_numpy(salient).to(self.device),
             sum(sample.n_replaced for sample in samples),
         )
@@ -378,7 +400,7 @@ class PretrainingRun:
         self.setup = setup
         self.found = found
         self.videos = found.videos
-        self.attention: dict[str, str] = {}
+        self.settled: dict[str, Any] = {}  # values of open settings
         try:
             self.masks, self.shape = config.mask_spec(), config.model_shape()
             clips, saliency = config.clip_config(), config.saliency_config()
@@ -415,7 +437,7 @@ class PretrainingRun:
             "mask_type": masks.kind,
             **{f"mask_{name}": getattr(masks, name) for name in ratios},
             "saliency": "computed" if reader.saliency_root is None else "arrays",
-            **({} if reader.saliency_root else {"saliency_threshold": reader.saliency.threshold}),
+            **_saliency_settings(reader),
             "sampling_rate": config.sampling_rate,
             "augment": config.augment,
             "hflip": config.hflip,
@@ -423,17 +445,64 @@ class PretrainingRun:
             "decoder_mask_ratio": masks.decoder_ratio,
             # Older versions never reconstructed half of the tokens: their runs are not resumed.
             **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
+            **({"decode": masks.decode} if masks.decode != "all" else {}),
             **({"repeat": config.repeat} if config.repeat > 1 else {}),
-            **({"attention": self.attention} if self.attention else {}),
+            **({"equal_count": True} if config.equal_count else {}),
+            **({"visible_tokens": masks.n_visible} if masks.n_visible is not None else {}),
+            **({"attention": self.ways} if self.ways else {}),
             "init": config.init,
             **common_settings(self.setup),
         }
 
-    def attention_shapes(self) -> dict[str, AttentionShape]:
+    @property
+    def ways(self) -> dict[str, str]:
+        """How attention is computed where it is not written out, by part of the model."""
+        parts = ("encoder", "decoder")
+        return ways_of(self.config.attention, parts, self.settled.get("attention", {}))
+
+    def open_settings(self) -> list[str]:
+        count = ["visible_tokens"] if self.config.equal_count else []
+        return count + (["attention"] if self.config.attention == AUTO else [])
+
+    def find_settings(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if self.config.equal_count:
+            found["visible_tokens"] = self.masks.equal_count(self._mean_salient_share())
+            self.take_settings(found)
+        if self.config.attention == AUTO and self.setup.device.type == "cpu":
+            ways = choose_ways(self._attention_shapes(), DTYPES[self.setup.precision])
+            found |= {"attention": ways} if ways else {}
+        return found
+
+    def take_settings(self, found: dict[str, Any]) -> None:
+        self.settled = found
+        if "visible_tokens" in found:
+            self.masks = dataclasses.replace(self.masks, n_visible=found["visible_tokens"])
+
+    def _mean_salient_share(self) -> float:
+        """Of the tokens of the first clips (savi-tube: of the positions).
+
+        Raises:
+            SavimaeError: none of them can be read.
+        """
+        config, masks = self.config, self.masks
+        places = epoch_order(config.seed, 0, len(self.videos))[:CLIPS_TO_COUNT]
+        shares = []
+        with Progress("counting salient tokens", delay_s=1.0) as progress:
+            for number, key in enumerate(sample_keys(config.seed, 0, places)):
+                progress.show(number / len(places), f"{number}/{len(places)} clips")
+                with contextlib.suppress(VideoError):  # training says so when it meets it
+                    salient = self.reader.read(self.videos[places[number]], key).saliency
+                    shares.append(masks.salient_share(salient))
+        if not shares:
+            raise SavimaeError("not one of the first videos can be decoded; look at the data")
+        return float(np.mean(shares))
+
+    def _attention_shapes(self) -> dict[str, AttentionShape]:
         shape, keys = self.shape, sample_keys(0, 0, np.arange(self.config.batch_size))
         salient = np.random.default_rng(0).random((len(keys), shape.n_tokens)) < SALIENT_SHARE
         mask = draw_masks(self.masks, keys, salient)
-        in_decoder = ~mask | draw_decoded(self.masks, keys, mask)
+        in_decoder = ~mask | draw_decoded(self.masks, keys, mask, salient)
         visible, rows = (torch.from_numpy(each.sum(1)) for each in (~mask, in_decoder))
         return {
             "encoder": AttentionShape(visible, shape.encoder_dim, shape.encoder_heads),
@@ -444,7 +513,7 @@ class PretrainingRun:
         model = VideoMAE(self.shape)
         if self.config.init is not None and is_new:
             _initialize_from(model, self.config.init)
-        use_ways(model, self.attention)
+        use_ways(model, self.ways)
         return Pretraining(
             model.to(self.setup.device), self.videos, self.reader, self.masks, self.config.seed,
             self.config.repeat, self.config.on_bad_video, self.setup.device,
@@ -481,6 +550,14 @@ class PretrainingRun:
             f"{shape.n_tokens} tokens visible"
         )
         print_steps(loop, seconds_a_clip)
+
+
+def _saliency_settings(reader: ClipReader) -> dict[str, Any]:
+    """What a run records of how tokens become salient."""
+    saliency = reader.saliency
+    if saliency.kind == CHANGE:
+        return {"saliency_kind": CHANGE, "salient_share": saliency.share}
+    return {} if reader.saliency_root else {"saliency_threshold": saliency.threshold}
 
 
 def _report_unreadable(found: VideoList, policy: str, world: World) -> None:

@@ -403,13 +403,13 @@ import resource, sys
 from savimae.saliency.arrays import write_array
 from savimae.saliency.config import SaliencyConfig
 from savimae.kernels.patches import compile_kernels
-from savimae.saliency.frames import FrameSaliency, patch_chunks
+from savimae.saliency.frames import patch_chunks
 from savimae.data.video import open_video
 config = SaliencyConfig()
 compile_kernels()
 peaks = []
 for path in sys.argv[2:]:
-    chunks = patch_chunks(open_video(path), FrameSaliency(config))
+    chunks = patch_chunks(open_video(path), config)
     frames, _ = write_array(sys.argv[1], chunks, config.grid_size, "uint8")
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(frames, peaks[1] - peaks[0])

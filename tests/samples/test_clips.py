@@ -12,10 +12,18 @@ from media import encode, moving_frames, write_frames
 
 from savimae.data.lists import Video
 from savimae.data.video import VideoError, VideoFile, open_video
+from savimae.kernels import reference
 from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.makers import ArrayMaker
 from savimae.saliency.preprocess import WalkOptions, process
-from savimae.samples.clips import SCALES, ClipConfig, ClipReader, clip_indices, crop_box
+from savimae.samples.clips import (
+    SCALES,
+    ClipConfig,
+    ClipReader,
+    clip_indices,
+    crop_box,
+    is_flipped,
+)  # fmt: skip
 from savimae.samples.randomness import sample_keys
 from savimae.system.errors import SavimaeError
 
@@ -223,6 +231,64 @@ def test_arrays_and_computed_saliency_agree_on_frames_of_the_input_size(tmp_path
         np.testing.assert_array_equal(by_array.pixels, computed.pixels)
         assert by_array.saliency.any()
         assert not by_array.saliency.all()
+
+
+CHANGE_SALIENCY = SaliencyConfig(SIZE, PATCH, kind="change", share=0.2)
+
+
+@pytest.mark.parametrize("source", ["folder", "avi.avi", "packed.avi", "mp4.mp4", "mkv.mkv"])
+@pytest.mark.parametrize("sampling_rate", [1, 3])
+@pytest.mark.parametrize("hflip", [False, True])
+def test_tokens_that_change_most_are_salient(squares, tmp_path, source, sampling_rate, hflip):
+    """By arrays, of the video's own neighbours; counted here from the frames of the decoder."""
+    videos = str(squares / "videos")
+    process(videos, str(tmp_path / "arrays"), ArrayMaker(CHANGE_SALIENCY), WalkOptions(1))
+    path = str(squares / "videos" / source)
+    planes = [np.array(plane.pixels()) for plane in open_video(path).gray_planes()]
+    scores = reference.change_scores(planes, SIZE, PATCH).astype(int)
+    name = source.rpartition(".")[0] or source
+    np.testing.assert_array_equal(np.load(tmp_path / f"arrays/{name}.npy"), scores)
+    config = ClipConfig(8, sampling_rate, SIZE, hflip=hflip)
+    reader = ClipReader(config, CHANGE_SALIENCY, 2, str(tmp_path / "arrays"))
+    highest = []
+    for key in keys(6):
+        clip = reader.read(Video(path, name), key)
+        of_clip = scores[clip.frame_indices]
+        if is_flipped(config, key):
+            of_clip = of_clip[:, :, ::-1]
+        tokens = of_clip.reshape(4, 2, 8, 8).sum(1).reshape(-1)
+        assert clip.saliency.sum() == 51  # floor(0.2 * 256)
+        assert tokens[clip.saliency].min() >= tokens[~clip.saliency].max()
+        highest.append(tokens[clip.saliency].max())
+        again = reader.read(Video(path, name), key)
+        np.testing.assert_array_equal(again.saliency, clip.saliency)
+    # The square's edges; it rests for two of three frames, which may be all that a clip takes.
+    assert max(highest) > 40
+
+
+@pytest.mark.parametrize("augment", ["none", "multiscale"])
+@pytest.mark.parametrize("n_frames", [8, 1])
+def test_computed_change_is_between_the_frames_of_the_clip(squares, augment, n_frames):
+    config = ClipConfig(n_frames, 5, SIZE, augment, hflip=True)
+    reader = ClipReader(config, CHANGE_SALIENCY, 1)
+    video = Video(str(squares / "videos/mp4.mp4"), "mp4")
+    chosen = []
+    for key in keys(4):
+        clip = reader.read(video, key)
+        scores = reference.change_scores(list(reference.luma(clip.pixels)), SIZE, PATCH)
+        tokens = scores.astype(int).reshape(-1)
+        assert clip.saliency.sum() == int(0.2 * len(tokens))
+        assert tokens[clip.saliency].min() >= tokens[~clip.saliency].max()
+        chosen.append(clip.saliency.tobytes())
+    assert len(set(chosen)) == 4  # of a single frame nothing changes: ties, drawn by the key
+
+
+def test_arrays_of_change_hold_scores(tmp_path):
+    frames = write_frames(tmp_path / "x", moving_frames(12), ".png")
+    reader = ClipReader(ClipConfig(4, 2, SIZE), CHANGE_SALIENCY, 2, str(tmp_path))
+    np.save(tmp_path / "x.npy", np.zeros((12, 8, 8), np.float32))
+    with pytest.raises(SavimaeError, match=r"x\.npy: holds float32, scores of change are uint8"):
+        reader.read(Video(str(frames), "x"), keys(1)[0])
 
 
 def test_multiscale_crops():

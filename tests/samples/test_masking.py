@@ -10,8 +10,10 @@ from savimae.samples.masking import (
     MaskSpec,
     draw_decoded,
     draw_masks,
+    most_salient,
     running_cells,
     token_saliency,
+    token_scores,
 )
 from savimae.samples.randomness import sample_keys
 
@@ -261,3 +263,135 @@ def test_without_a_decoder_mask_and_where_nothing_would_be_left_all_are_decoded(
     assert (draw_decoded(spec, keys(50), mask) == mask).all()
     with pytest.raises(ValueError, match=r"decoder_mask_ratio 1.0 is not in \[0, 1\)"):
         MaskSpec(decoder_ratio=1.0)
+
+
+# ------------------------------------------------------------------------------------- scores
+
+
+def test_token_scores_are_sums_that_do_not_overflow():
+    patches = np.full((4, 3, 3), 255, np.uint8)
+    patches[:2, 0, 1] = (7, 9)
+    scores = token_scores(patches, 2)
+    assert scores.dtype == np.uint16
+    assert scores.tolist() == [510, 16, *[510] * 16]
+
+
+def test_the_highest_scores_are_salient_and_ties_are_drawn():
+    scores = np.array([9, 1, 5, 5, 5, 5, 0, 7], np.uint16)
+    counts = np.zeros(8, int)
+    for key in keys(3000):
+        chosen = most_salient(scores, 0.5, key)
+        assert chosen.sum() == 4
+        counts += chosen
+        np.testing.assert_array_equal(most_salient(scores, 0.5, key), chosen)
+    assert counts[[0, 7]].tolist() == [3000] * 2
+    assert counts[[1, 6]].tolist() == [0] * 2
+    # Two of four, drawn alike: 1,500 each, with a standard deviation of 27.
+    assert abs(counts[2:6] - 1500).max() < 120
+    assert most_salient(scores, 0.25, keys(1)[0]).nonzero()[0].tolist() == [0, 7]
+    assert not most_salient(scores, 0.1, keys(1)[0]).any()  # floor(0.8)
+    assert most_salient(scores, 1, keys(1)[0]).all()
+
+
+def test_ties_do_not_lean_on_what_is_masked():
+    """Salient tokens of a still clip are drawn with another hash than the mask."""
+    spec = MaskSpec("savi", 4, 10)
+    still, of_time = np.zeros(400, np.uint16), keys(400)
+    salient = np.stack([most_salient(still, 0.25, key) for key in of_time])
+    mask = draw_masks(spec, of_time, salient)
+    assert (mask[salient].mean(), mask[~salient].mean()) == (0.85, 0.95)
+    # Whether a salient token is masked does not follow from its place among the salient ones.
+    early = salient & (np.arange(400) < 200)
+    assert mask[early].mean() == pytest.approx(0.85, abs=0.02)
+
+
+# ---------------------------------------------------------------------- decoding what is salient
+
+
+def test_only_salient_tokens_are_decoded():
+    spec = MaskSpec("savi", decode="salient")
+    salient = saliency(20, spec)
+    salient[3] = False
+    mask = draw_masks(spec, keys(20), salient)
+    decoded = draw_decoded(spec, keys(20), mask, salient)
+    rest = np.arange(20) != 3
+    np.testing.assert_array_equal(decoded[rest], (mask & salient)[rest])
+    np.testing.assert_array_equal(decoded[3], mask[3])  # nothing else is left of it
+    with pytest.raises(ValueError, match="needs saliency"):
+        draw_decoded(spec, keys(20), mask)
+
+
+def test_two_ways_to_choose_what_is_decoded_are_refused():
+    with pytest.raises(ValueError, match="--decode salient and --decoder-mask-ratio both"):
+        MaskSpec("savi", decoder_ratio=0.5, decode="salient")
+    with pytest.raises(ValueError, match="decode 'some' is not one of all, salient"):
+        MaskSpec("savi", decode="some")
+
+
+# -------------------------------------------------------------------------------- equal counts
+
+
+@pytest.mark.parametrize("kind", ["savi", "savi-tube"])
+@pytest.mark.parametrize("n_visible", [8, 96, 160, 1560])
+def test_every_clip_shows_as_many(kind, n_visible):
+    spec = MaskSpec(kind, n_visible=n_visible)
+    shares = np.linspace(0, 1, 30)[:, None]
+    salient = np.random.default_rng(0).random((30, spec.n_tokens)) < shares
+    salient[5], salient[6] = True, False
+    mask = draw_masks(spec, keys(30), salient)
+    assert ((~mask).sum(1) == n_visible).all()
+    if kind == "savi-tube":
+        by_time = mask.reshape(30, 8, 196)
+        assert (by_time == by_time[:, :1]).all()
+
+
+def test_equal_counts_keep_the_proportion_of_the_ratios():
+    spec = MaskSpec("savi", 4, 10, n_visible=40)  # 400 tokens, 0.85 and 0.95
+    for n_salient, shown in ((100, 20), (200, 30), (0, 0), (400, 40), (1, 0), (4, 1)):
+        # 100: 15 of the salient and 15 of the others; 200: 30 and 10; 4: 0.6 and 19.8.
+        salient = np.zeros((1, 400), bool)
+        salient[0, :n_salient] = True
+        visible = ~draw_masks(spec, keys(1), salient)
+        assert visible.sum() == 40
+        assert (visible & salient).sum() == shown, n_salient
+    # All salient tokens are shown where the ratio shows everything of them, and no more than that.
+    spec = MaskSpec("savi", 4, 10, salient_ratio=0, nonsalient_ratio=1, n_visible=40)
+    salient = np.zeros((2, 400), bool)
+    salient[0, :10], salient[1, :200] = True, True
+    visible = ~draw_masks(spec, keys(2), salient)
+    assert (visible & salient).sum(1).tolist() == [10, 40]
+
+
+def test_the_equal_count_is_what_the_ratios_give():
+    assert MaskSpec("savi").equal_count(0.25) == round(1568 * (0.25 * 0.15 + 0.75 * 0.05)) == 118
+    assert MaskSpec("savi-tube").equal_count(0.25) == 8 * round(196 * 0.075) == 120
+    assert MaskSpec("savi", salient_ratio=1, nonsalient_ratio=1).equal_count(0.5) == 1
+    assert MaskSpec("savi", salient_ratio=0, nonsalient_ratio=0).equal_count(0.5) == 1567
+    salient = np.zeros(1568, bool)
+    salient[:98] = True  # half of the first time step
+    assert MaskSpec("savi").salient_share(salient) == 98 / 1568
+    assert MaskSpec("savi-tube").salient_share(salient) == 0.5
+
+
+def test_equal_counts_draw_uniformly_inside_a_group():
+    spec = MaskSpec("savi", 2, 5, n_visible=12)
+    salient = np.zeros((4000, 50), bool)
+    salient[:, ::5] = True
+    visible = (~draw_masks(spec, keys(4000), salient)).mean(0)
+    # 10 * 0.15 against 40 * 0.05: of 12, 5.14 -> 5 of the salient.
+    assert np.abs(visible[::5] - 0.5).max() < 0.04
+    assert np.abs(np.delete(visible, np.s_[::5]) - 7 / 40).max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "tube"}, "no effect on tube masks, of which every clip shows the same number"),
+        ({"n_visible": 0}, "--visible-tokens 0 is not between 1 and 1567"),
+        ({"n_visible": 1568}, "--visible-tokens 1568 is not between 1 and 1567"),
+        ({"kind": "savi-tube", "n_visible": 100}, "100 is not a multiple of the 8 time steps"),
+    ],
+)
+def test_equal_counts_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MaskSpec(**{"n_visible": 80, **changes})

@@ -12,7 +12,7 @@ from runs import checkpoint, config, log_of, same_weights
 from savimae.model.attention import FUSED, PRODUCTS
 from savimae.samples.masking import MaskSpec
 from savimae.system.errors import UsageError
-from savimae.training import attention_choice, launch
+from savimae.training import attention_choice, launch, pretrain
 from savimae.training.attention_choice import AttentionShape, choose_ways, trial
 from savimae.training.pretrain import train
 
@@ -66,7 +66,7 @@ def test_a_trial_is_of_few_clips(monkeypatch, dtype):
 
 def chosen(monkeypatch, ways):
     calls = []
-    monkeypatch.setattr(launch, "choose_ways", lambda *_: calls.append(1) or dict(ways))
+    monkeypatch.setattr(pretrain, "choose_ways", lambda *_: calls.append(1) or dict(ways))
     return calls
 
 
@@ -115,7 +115,7 @@ def stopping(run, after):
 
 def test_the_shapes_are_those_of_a_batch(data, tmp_path, monkeypatch):
     shapes = {}
-    monkeypatch.setattr(launch, "choose_ways", lambda found, _: shapes.update(found) or {})
+    monkeypatch.setattr(pretrain, "choose_ways", lambda found, _: shapes.update(found) or {})
     train(config(data, tmp_path / "run", batch_size=4, epochs=1))
     spec = MaskSpec("savi", 2, 2, salient_ratio=0.5, nonsalient_ratio=0.75)
     assert shapes["decoder"].lengths.tolist() == [spec.n_tokens] * 4

@@ -26,6 +26,7 @@ from runs import (
 )
 
 from savimae.model.config import model_config
+from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.makers import ArrayMaker
 from savimae.saliency.preprocess import WalkOptions, process
 from savimae.system.errors import SavimaeError, UsageError
@@ -172,9 +173,77 @@ def test_arrays_and_multiscale_crops(data, tmp_path, capfd):
     assert "saliency from arrays of" in capfd.readouterr().out
 
 
+def test_arrays_of_change_say_that_they_are(data, tmp_path, capfd):
+    """The kind of saliency is that of the arrays; computed change is that of the clip's frames."""
+    arrays, wanted = tmp_path / "arrays", {"saliency": "change", "salient_share": 0.4}
+    one = config(data, tmp_path / "one", saliency_root=str(arrays), salient_share=0.4)
+    process(
+        str(data), str(arrays), ArrayMaker(SaliencyConfig(32, 16, kind="change")), WalkOptions(1)
+    )
+    assert train(one) == 0
+    settings = checkpoint(tmp_path / "one")["settings"]
+    assert (settings["saliency_kind"], settings["salient_share"]) == ("change", 0.4)
+    assert "saliency_threshold" not in settings
+    # 8 tokens: floor(0.4 * 8) = 3 salient, of which floor(0.5 * 3) are masked, and 3 of 5 others.
+    assert {line["visible_tokens"] for line in log_of(tmp_path / "one")} == {4}
+    assert train(dataclasses.replace(one, saliency="change", out=str(tmp_path / "two"))) == 0
+    assert same_weights(tmp_path / "one", tmp_path / "two")
+    computed = dataclasses.replace(one, out=str(tmp_path / "three"), saliency_root=None, **wanted)
+    assert train(computed) == 0
+    assert not same_weights(tmp_path / "one", tmp_path / "three")
+    with pytest.raises(UsageError, match="holds arrays of saliency change, not frame-mean; leave"):
+        train(dataclasses.replace(one, saliency="frame-mean", salient_share=None))
+    with pytest.raises(UsageError, match="saliency_kind is 'change' there and None here"):
+        train(config(data, tmp_path / "three"))
+    assert "saliency from arrays of" in capfd.readouterr().out
+
+
+def test_equal_counts_are_found_once(data, tmp_path, capfd):
+    """Counted when a run begins; a resumed run, and other batches, show as many tokens."""
+    options = {"equal_count": True, "saliency_threshold": 0.9, "salient_mask_ratio": 0.25}
+    one = config(data, tmp_path / "one", **options)
+    assert train(one) == 0
+    count = checkpoint(tmp_path / "one")["settings"]["visible_tokens"]
+    assert {line["visible_tokens"] for line in log_of(tmp_path / "one")} == {count}
+    assert f"about {count} of 8 tokens visible" in capfd.readouterr().out
+    two = dataclasses.replace(one, out=str(tmp_path / "two"), equal_count=False)
+    assert train(dataclasses.replace(two, visible_tokens=count, batch_size=2, accumulate=2)) == 0
+    assert np.allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="equal_count is None there and True here"):
+        train(dataclasses.replace(two, equal_count=True))
+    with pytest.raises(UsageError, match=f"visible_tokens is {count} there and None here"):
+        train(two)
+
+
+def test_equal_counts_that_cannot_be(data, tmp_path):
+    with pytest.raises(ValueError, match="--visible-tokens is an equal count of its own; leave"):
+        config(data, tmp_path / "run", equal_count=True, visible_tokens=4)
+    ratios = dict.fromkeys(("salient_mask_ratio", "nonsalient_mask_ratio"))
+    for changes in ({"equal_count": True}, {"visible_tokens": 4}):
+        with pytest.raises(ValueError, match="have no effect on random masks, of which every"):
+            config(data, tmp_path / "run", mask_type="random", **ratios, **changes)
+
+
+def test_decoding_what_is_salient(data, tmp_path):
+    run = config(data, tmp_path / "run", saliency="change", salient_share=0.5, decode="salient")
+    assert train(run) == 0
+    for line in log_of(tmp_path / "run"):
+        assert line["loss"] == pytest.approx(line["loss_salient"], rel=1e-6)
+        assert line["loss_other"] is None
+    assert checkpoint(tmp_path / "run")["settings"]["decode"] == "salient"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"salient_share": 0.5}, "--salient-share has no effect on frame-mean; give --saliency ch"),
+        (
+            {"saliency": "change", "saliency_threshold": 0.4},
+            "--saliency-threshold has no effect",
+        ),
+        ({"saliency": "change", "salient_share": 1.5}, "--salient-share 1.5 is not between 0 and"),
+        ({"visible_tokens": 9}, "--visible-tokens 9 is not between 1 and 7"),
+        ({"decode": "salient", "decoder_mask_ratio": 0.5}, "--decode salient and --decoder-mask-r"),
         ({"warmup_epochs": 2}, "a warm-up of 2 epochs leaves nothing of a run of 2"),
         ({"min_lr": 1.0}, "smallest learning rate 1 is not between 0 and the greatest, 0.001"),
         ({"base_lr": 1e-3}, "give --lr or --base-lr, not both"),
