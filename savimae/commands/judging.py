@@ -237,6 +237,10 @@ def features(
         "--baselines/--no-baselines", default=True, show_default=True,
         help="Probe an untrained encoder and raw pixels as well.",
     ),
+    click.option(
+        "--attentive", is_flag=True,
+        help="Fit attentive probes too: on all tokens, which are kept in DIR.",
+    ),
     ALLOW_OVERLAP,
 )  # fmt: skip
 @VIEWS
@@ -244,9 +248,10 @@ def features(
 @MACHINE
 def probe(
     checkpoint: str, train_list: str, test_list: str, out: str, pool: str, baselines: bool,
-    allow_overlap: bool, root: str | None, sampling_rate: int | None, seed: int, **options: Any,
+    attentive: bool, allow_overlap: bool, root: str | None, sampling_rate: int | None, seed: int,
+    **options: Any,
 ) -> None:  # fmt: skip
-    """Print what frozen features are worth: nearest neighbours and a linear classifier.
+    """Print what frozen features are worth: kNN, a linear classifier and an attentive probe.
 
     Lists hold `path label` lines; folders of class folders will do. DIR gets probe.json, a
     confusion matrix as PNG, and the features, which are computed only once.
@@ -263,9 +268,10 @@ def probe(
     result = run(
         checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool,
         views=_make(Views, options), root=root, sampling_rate=sampling_rate, seed=seed,
-        baselines=baselines, allow_overlap=allow_overlap,
+        baselines=baselines, attentive=attentive, allow_overlap=allow_overlap,
     )  # fmt: skip
-    best = max(result.scores[:2], key=lambda score: score.top1)
+    of_model = [score for score in result.scores if score.features == "pretrained"]
+    best = max(of_model, key=lambda score: score.top1)
     picture = f"{out}/confusion.png"
     title = f"{best.features} features, {best.classifier}: top-1 {best.top1:.3f}"
     plot_confusion(best.confusion, result.classes, title, picture)

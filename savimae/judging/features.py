@@ -23,8 +23,8 @@ from torch import Tensor
 from savimae.data.lists import Video, names_digest
 from savimae.data.video import naming_video
 from savimae.judging.load import Machine
-from savimae.model.config import CHANNELS
-from savimae.model.videomae import VideoMAE
+from savimae.model.config import CHANNELS, VideoMAEConfig
+from savimae.model.videomae import VideoMAE, patchify, sinusoid_positions
 from savimae.saliency.arrays import parse_array, read_archive
 from savimae.samples.multi_view import ViewReader
 from savimae.system.errors import SavimaeError, UsageError, shown
@@ -44,7 +44,7 @@ Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, S, S, 3] -> float [B, …
 class Features(NamedTuple):
     """Features of the videos of a list, in its order."""
 
-    values: np.ndarray  # float32 [videos, D], [videos, t_n, D] or [videos, N, D]
+    values: np.ndarray  # float32 [videos, D], [videos, t_n, D] or [videos, (V,) N, D]
     labels: np.ndarray  # int64 [videos], -1 where the list has none
     paths: list[str]
     settings: dict[str, Any]  # what they were computed with
@@ -56,6 +56,7 @@ class Source:
 
     extract: Extractor
     settings: Mapping[str, Any]
+    keeps_views: bool = False  # values of every view, [videos, V, …], instead of their mean
 
 
 def encoder_features(model: VideoMAE, pool: str, machine: Machine) -> Source:
@@ -81,6 +82,32 @@ def encoder_features(model: VideoMAE, pool: str, machine: Machine) -> Source:
         return tokens if pool == "tokens" else mean
 
     return Source(extract, {"weights": fingerprint(model), "pool": pool})
+
+
+def token_features(model: VideoMAE, machine: Machine) -> Source:
+    """All tokens of the encoder, of every view: `[B, N, D]`."""
+    source = encoder_features(model, "tokens", machine)
+    return Source(source.extract, {**source.settings, "views": "kept"}, keeps_views=True)
+
+
+def pixel_tokens(config: VideoMAEConfig) -> Source:
+    """Raw pixels of tokens, averaged over the tubelet and to at most 8 x 8 places, and positions.
+
+    `[B, N, places * 3 * 2]`: an encoder's tokens know where they are, so these are told as well.
+    """
+    side = min(config.patch_size, PIXEL_GRID)
+    dim = side * side * CHANNELS
+    positions = sinusoid_positions(config.n_tokens, dim)
+
+    def extract(clips: Tensor) -> Tensor:
+        # [B * N, t*P*P*3] -> [B * N, t, P, P, 3] -> [B * N, 3, P, P]
+        sizes = (config.tubelet_size, config.patch_size, config.patch_size, CHANNELS)
+        patches = patchify(clips, config).float().unflatten(1, sizes).mean(1).permute(0, 3, 1, 2)
+        cells = torch.nn.functional.adaptive_avg_pool2d(patches / 255, side)
+        pixels = cells.reshape(len(clips), config.n_tokens, dim)
+        return torch.cat((pixels, positions.to(pixels.device).expand_as(pixels)), 2)
+
+    return Source(extract, {"weights": "raw pixels", "tokens of side": side, "views": "kept"}, True)
 
 
 def pixel_features(tubelet_size: int) -> Source:
@@ -144,7 +171,7 @@ def make_features(
                 raise SavimaeError(f"{shown(path)}: {NOT_FEATURES}")
         else:
             record_config(work, {**settings, "batch_size": machine.batch_size})
-            values = _compute(source.extract, videos, reader, machine, work, title, writer)
+            values = _compute(source, videos, reader, machine, work, title, writer)
         features = Features(values, labels, [video.path for video in videos], settings)
         writer.check()
         _write_features(path, features)
@@ -153,7 +180,7 @@ def make_features(
 
 
 def _compute(
-    extract: Extractor,
+    source: Source,
     videos: Sequence[Video],
     reader: ViewReader,
     machine: Machine,
@@ -178,7 +205,8 @@ def _compute(
         pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, 3]
         with torch.no_grad():
             clips = torch.from_numpy(pixels).to(machine.device).flatten(0, 1)
-            values = extract(clips).float().unflatten(0, pixels.shape[:2]).mean(1)
+            values = source.extract(clips).float().unflatten(0, pixels.shape[:2])
+            values = values if source.keeps_views else values.mean(1)
         pending.append((np.array([index for index, _ in samples]), values.cpu().numpy()))
         if number % CHUNK_BATCHES == 0 or number == n_batches:
             writer.check()

@@ -1,12 +1,13 @@
-"""What features are worth: nearest neighbours and a linear classifier on top of them.
+"""What features are worth: nearest neighbours, a linear classifier and an attentive probe on them.
 
 The same is done with an untrained encoder of the same shape and with raw pixels, so that a number
-means something. Classifiers are scikit-learn's.
+means something. The first two classifiers are scikit-learn's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,12 +17,15 @@ import numpy as np
 
 from savimae.data.labels import check_overlap, match_labels
 from savimae.data.lists import find_both_sides, group_of, shared_groups
+from savimae.judging.attentive import attentive as attentive_classifier
 from savimae.judging.features import (
     Features,
     Source,
     encoder_features,
     make_features,
     pixel_features,
+    pixel_tokens,
+    token_features,
 )
 from savimae.judging.load import Machine, Pretrained, load_pretrained
 from savimae.model.videomae import VideoMAE
@@ -36,6 +40,7 @@ TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised f
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
 HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
 CHUNK_FEATURES = 4096  # that are standardised at a time
+MEMORY_SHARE = 0.4  # of the machine's memory that tokens may take
 FEW = 1000  # training videos, up to which each part does in turn: one would be too small
 
 
@@ -84,6 +89,7 @@ def probe(
     sampling_rate: int | None = None,
     seed: int = 0,
     baselines: bool = True,
+    attentive: bool = False,
     allow_overlap: bool = False,
 ) -> Probe:
     """Probe a model; features are kept in `out` and computed only once.
@@ -94,6 +100,7 @@ def probe(
         pool: see `encoder_features`; "time" keeps what happens when.
         views: of each video, whose features are averaged.
         seed: of the untrained encoder and of the held-out part.
+        attentive: fit attentive probes as well, on all tokens of every view.
         baselines: do the same with an untrained encoder and with raw pixels.
         allow_overlap: let test videos be training videos as well; the result says how many are.
 
@@ -118,21 +125,31 @@ def probe(
         sources = _sources(pretrained, pool, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if attentive:
+        _check_memory(pretrained, reader.views, len(labelled.train) + len(labelled.test))
     groups = [group_of(video.name) for video in labelled.train]
+    heads = pretrained.model.config.encoder_heads
+
+    def both_sides_of(name: str, source: Source, kind: str = "") -> tuple[Features, Features]:
+        found = []
+        for part, videos in (("train", labelled.train), ("test", labelled.test)):
+            path = os.path.join(out, f"{name.replace(' ', '-')}{kind}-{part}.npz")
+            title = f"{name}, {part} videos"
+            found.append(make_features(path, source, videos, reader, machine, title))
+            if not np.isfinite(found[-1].values).all():
+                raise SavimaeError(
+                    f"{shown(path)}: holds what is no finite number; look at the model, and "
+                    "delete this file"
+                )
+        return found[0], found[1]
+
     scores = []
     with sole_writer(out):
-        for name, source in sources.items():
-            both = []
-            for part, videos in (("train", labelled.train), ("test", labelled.test)):
-                path = os.path.join(out, f"{name.replace(' ', '-')}-{part}.npz")
-                title = f"{name}, {part} videos"
-                both.append(make_features(path, source, videos, reader, machine, title))
-                if not np.isfinite(both[-1].values).all():
-                    raise SavimaeError(
-                        f"{shown(path)}: holds what is no finite number; look at the model, and "
-                        "delete this file"
-                    )
-            scores += probe_features(name, both[0], both[1], groups, seed)
+        for name, (pooled, tokens) in sources.items():
+            scores += probe_features(name, *both_sides_of(name, pooled), groups, seed)
+            if attentive:
+                both = both_sides_of(name, tokens, "-tokens")
+                scores.append(probe_tokens(name, *both, groups, heads, seed))
     shared = shared_groups((v.name for v in labelled.train), (v.name for v in labelled.test))
     return Probe(
         scores, labelled.classes, len(labelled.train), len(labelled.test), shared, overlap,
@@ -140,17 +157,33 @@ def probe(
     )  # fmt: skip
 
 
+def _check_memory(pretrained: Pretrained, views: Views, n_videos: int) -> None:
+    """Raises UsageError if the tokens of so many videos take most of this machine's memory."""
+    shape = pretrained.model.config
+    wanted = 4 * n_videos * views.count * shape.n_tokens * shape.encoder_dim
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > MEMORY_SHARE * there:
+        raise UsageError(
+            f"--attentive keeps all tokens of {n_videos} videos, {wanted / 2**30:.1f} GiB, and "
+            f"this machine has {there / 2**30:.1f}; take fewer videos or views, or leave it out"
+        )
+
+
 def _sources(
     pretrained: Pretrained, pool: str, machine: Machine, seed: int, baselines: bool
-) -> dict[str, Source]:
+) -> dict[str, tuple[Source, Source]]:
+    """For each kind of features those that are pooled, and all tokens."""
     import torch
 
-    sources = {"pretrained": encoder_features(pretrained.model, pool, machine)}
+    def of_encoder(model: VideoMAE) -> tuple[Source, Source]:
+        return encoder_features(model, pool, machine), token_features(model, machine)
+
+    sources = {"pretrained": of_encoder(pretrained.model)}
     if baselines:
+        shape = pretrained.model.config
         torch.manual_seed(seed)
-        untrained = VideoMAE(pretrained.model.config).to(machine.device).eval()
-        sources["untrained"] = encoder_features(untrained, pool, machine)
-        sources["raw pixels"] = pixel_features(pretrained.model.config.tubelet_size)
+        sources["untrained"] = of_encoder(VideoMAE(shape).to(machine.device).eval())
+        sources["raw pixels"] = pixel_features(shape.tubelet_size), pixel_tokens(shape)
     return sources
 
 
@@ -177,21 +210,45 @@ def probe_features(
             together.
     """
     x_train, x_test = (each.values.reshape(len(each.values), -1) for each in (train, test))
-    scores = []
-    for classifier, fit in (("kNN", nearest_neighbours), ("linear", linear)):
-        classes, probabilities, detail = fit(x_train, train.labels, x_test, groups, seed)
-        order = classes[np.argsort(-probabilities, axis=1, kind="stable")]
-        hits = order == test.labels[:, None]
-        n = int(max(train.labels.max(), test.labels.max())) + 1
-        confusion = np.zeros((n, n), int)
-        np.add.at(confusion, (test.labels, order[:, 0]), 1)
-        scores.append(
-            Score(
-                name, classifier, float(hits[:, 0].mean()), float(hits[:, :5].any(1).mean()),
-                detail, confusion.tolist(),
-            )
-        )  # fmt: skip
-    return scores
+    return [
+        _score(name, classifier, fit(x_train, train.labels, x_test, groups, seed), train, test)
+        for classifier, fit in (("kNN", nearest_neighbours), ("linear", linear))
+    ]
+
+
+def probe_tokens(
+    name: str,
+    train: Features,
+    test: Features,
+    groups: Sequence[str | None],
+    heads: int,
+    seed: int,
+) -> Score:
+    """The attentive probe on tokens of every view, float32 `[videos, V, N, D]`."""
+    parts = hold_out(train.labels, groups, seed)[:1]
+    found = attentive_classifier(
+        train.values, train.labels, test.values, parts, math.gcd(heads, train.values.shape[3]),
+        seed, f"{name}, attentive probe",
+    )  # fmt: skip
+    return _score(name, "attentive", found, train, test)
+
+
+def _score(
+    name: str,
+    classifier: str,
+    found: tuple[np.ndarray, np.ndarray, str],
+    train: Features,
+    test: Features,
+) -> Score:
+    """How often the likeliest classes are right; `found` as of `nearest_neighbours`."""
+    classes, probabilities, detail = found
+    order = classes[np.argsort(-probabilities, axis=1, kind="stable")]
+    hits = order == test.labels[:, None]
+    n = int(max(train.labels.max(), test.labels.max())) + 1
+    confusion = np.zeros((n, n), int)
+    np.add.at(confusion, (test.labels, order[:, 0]), 1)
+    top1, top5 = float(hits[:, 0].mean()), float(hits[:, :5].any(1).mean())
+    return Score(name, classifier, top1, top5, detail, confusion.tolist())
 
 
 def nearest_neighbours(

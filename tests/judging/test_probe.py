@@ -133,20 +133,23 @@ def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
     test = tmp_path / "test"
     shutil.copytree(data, test)
     words = ("probe", checkpoint, "--train", data, "--test", test, "--out", out)
-    done = savimae(*words)
+    done = savimae(*words, "--attentive", "--clips", "2")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "5 training videos, 5 test videos"
-    assert [line.split()[0] for line in lines[2:9]] == [
-        "pretrained", "pretrained", "untrained", "untrained", "raw", "raw", "most",
-    ]  # fmt: skip
+    rows = [*["pretrained"] * 3, *["untrained"] * 3, *["raw"] * 3, "most"]
+    assert [line.split()[0] for line in lines[2:12]] == rows
     report = json.loads((out / "probe.json").read_text())
     assert report["chance"] == 0.6
     assert report["classes"] == ["c0", "c1"]
-    assert [score["classifier"] for score in report["scores"]] == ["kNN", "linear"] * 3
+    assert [score["classifier"] for score in report["scores"]] == [
+        "kNN", "linear", "attentive",
+    ] * 3  # fmt: skip
     assert all(np.sum(score["confusion"]) == 5 for score in report["scores"])
     # The test videos are the training videos: a linear classifier tells dark from bright ones.
-    assert report["scores"][5]["top1"] == 1
+    assert report["scores"][7]["top1"] == report["scores"][8]["top1"] == 1
+    with np.load(out / "pretrained-tokens-train.npz") as tokens:
+        assert tokens["values"].shape == (5, 2, 64, 48)  # two clips of each video
     assert (out / "confusion.png").stat().st_size > 10_000
     listed = tmp_path / "list.txt"
     listed.write_text(f"{data}/c0/v0.avi\n")
@@ -184,3 +187,10 @@ def test_a_probe_of_features_that_are_no_numbers(checkpoint, data, tmp_path):
     np.savez(path, **content)
     with pytest.raises(SavimaeError, match=r"pretrained-test\.npz: holds what is no finite number"):
         probe(*words, baselines=False, allow_overlap=True)
+
+
+def test_tokens_that_do_not_fit_into_memory_are_refused(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("savimae.judging.probe.MEMORY_SHARE", 1e-9)
+    words = (str(checkpoint), str(data), str(data), str(tmp_path / "out"), MACHINE)
+    with pytest.raises(UsageError, match=r"--attentive keeps all tokens of 10 videos, 0\.0 GiB, and"):
+        probe(*words, attentive=True, allow_overlap=True)
