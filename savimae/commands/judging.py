@@ -71,6 +71,10 @@ VIEWS = option_group(
         "--crops", type=int, help="Squares along the longer side.  [the whole frame, pressed]"
     ),
 )
+LAYER = click.option(
+    "--layer", type=click.IntRange(1), metavar="L",
+    help="Features of an inner block; the last is rarely the best of an MAE.  [the last]",
+)  # fmt: skip
 POOL = click.option(
     "--pool", type=click.Choice(["mean", "time", "tokens"]), default="mean", show_default=True,
     help="The mean of all tokens, one mean a time step, or all tokens.",
@@ -190,6 +194,7 @@ def evaluate(
     click.option("--data", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
     click.option("--out", type=PATH, required=True, metavar="FILE", help=".npz or .npy"),
     POOL,
+    LAYER,
 )
 @VIEWS
 @option_group(
@@ -199,8 +204,8 @@ def evaluate(
 )
 @MACHINE
 def features(
-    checkpoint: str, data: str, out: str, pool: str, root: str | None, sampling_rate: int | None,
-    **options: Any,
+    checkpoint: str, data: str, out: str, pool: str, layer: int | None, root: str | None,
+    sampling_rate: int | None, **options: Any,
 ) -> None:  # fmt: skip
     """Write what the encoder makes of whole clips, with paths and labels.
 
@@ -218,9 +223,9 @@ def features(
     pretrained = load_pretrained(checkpoint, machine.device)
     try:
         reader = ViewReader(pretrained.clips(sampling_rate), views)
+        source = encoder_features(pretrained.model, pool, machine, layer)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    source = encoder_features(pretrained.model, pool, machine)
     values = make_features(out, source, videos, reader, machine).values
     click.echo(f"{shown(out)}: {list(values.shape)} of {len(videos)} videos")
 
@@ -233,6 +238,7 @@ def features(
     click.option("--test", "test_list", type=PATH, required=True, metavar="LIST"),
     click.option("--out", type=PATH, required=True, metavar="DIR", help="Scores and features."),
     POOL,
+    LAYER,
     click.option(
         "--baselines/--no-baselines", default=True, show_default=True,
         help="Probe an untrained encoder and raw pixels as well.",
@@ -247,9 +253,9 @@ def features(
 @CLIPS
 @MACHINE
 def probe(
-    checkpoint: str, train_list: str, test_list: str, out: str, pool: str, baselines: bool,
-    attentive: bool, allow_overlap: bool, root: str | None, sampling_rate: int | None, seed: int,
-    **options: Any,
+    checkpoint: str, train_list: str, test_list: str, out: str, pool: str, layer: int | None,
+    baselines: bool, attentive: bool, allow_overlap: bool, root: str | None,
+    sampling_rate: int | None, seed: int, **options: Any,
 ) -> None:  # fmt: skip
     """Print what frozen features are worth: kNN, a linear classifier and an attentive probe.
 
@@ -266,7 +272,7 @@ def probe(
 
     check_matplotlib()
     result = run(
-        checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool,
+        checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool, layer=layer,
         views=_make(Views, options), root=root, sampling_rate=sampling_rate, seed=seed,
         baselines=baselines, attentive=attentive, allow_overlap=allow_overlap,
     )  # fmt: skip

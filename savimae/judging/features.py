@@ -59,34 +59,41 @@ class Source:
     keeps_views: bool = False  # values of every view, [videos, V, …], instead of their mean
 
 
-def encoder_features(model: VideoMAE, pool: str, machine: Machine) -> Source:
+def encoder_features(
+    model: VideoMAE, pool: str, machine: Machine, layer: int | None = None
+) -> Source:
     """Features of the encoder.
 
     Args:
         pool: "mean" over all tokens `[B, D]`, "time" for one mean a time step `[B, t_n, D]`, or
             "tokens" for all of them `[B, N, D]`.
+        layer: of which block, from 1; None: of the last, after its norm.
 
     Raises:
-        ValueError: another pool.
+        ValueError: another pool, or no such layer.
     """
+    depth = model.config.encoder_depth
+    if layer is not None and not 1 <= layer <= depth:
+        raise ValueError(f"--layer {layer} is not one of the {depth} blocks of this encoder")
     if pool not in POOLS:
         raise ValueError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
     time_steps = model.config.time_steps
 
     def extract(clips: Tensor) -> Tensor:
         with machine.autocast():
-            tokens, mean = model.encode(clips)
+            tokens, mean = model.encode(clips, layer)
         if pool == "time":
             # [B, N, D] -> [B, t_n, H_p * W_p, D] -> [B, t_n, D]
             return tokens.unflatten(1, (time_steps, -1)).mean(2)
         return tokens if pool == "tokens" else mean
 
-    return Source(extract, {"weights": fingerprint(model), "pool": pool})
+    of_layer = {} if layer is None else {"layer": layer}
+    return Source(extract, {"weights": fingerprint(model), "pool": pool, **of_layer})
 
 
-def token_features(model: VideoMAE, machine: Machine) -> Source:
-    """All tokens of the encoder, of every view: `[B, N, D]`."""
-    source = encoder_features(model, "tokens", machine)
+def token_features(model: VideoMAE, machine: Machine, layer: int | None = None) -> Source:
+    """All tokens of the encoder, of every view: `[B, N, D]`. Arguments as of `encoder_features`."""
+    source = encoder_features(model, "tokens", machine, layer)
     return Source(source.extract, {**source.settings, "views": "kept"}, keeps_views=True)
 
 

@@ -84,6 +84,7 @@ def probe(
     machine: Machine,
     *,
     pool: str = "mean",
+    layer: int | None = None,
     views: Views | None = None,
     root: str | None = None,
     sampling_rate: int | None = None,
@@ -98,6 +99,7 @@ def probe(
         checkpoint: of any layout.
         train_list, test_list: lists with labels, or folders of class folders.
         pool: see `encoder_features`; "time" keeps what happens when.
+        layer: of the encoder, from 1; None: the last, after its norm.
         views: of each video, whose features are averaged.
         seed: of the untrained encoder and of the held-out part.
         attentive: fit attentive probes as well, on all tokens of every view.
@@ -122,7 +124,7 @@ def probe(
     pretrained = load_pretrained(checkpoint, machine.device)
     try:
         reader = ViewReader(pretrained.clips(sampling_rate), views or Views())
-        sources = _sources(pretrained, pool, machine, seed, baselines)
+        sources = _sources(pretrained, pool, layer, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if attentive:
@@ -170,13 +172,20 @@ def _check_memory(pretrained: Pretrained, views: Views, n_videos: int) -> None:
 
 
 def _sources(
-    pretrained: Pretrained, pool: str, machine: Machine, seed: int, baselines: bool
+    pretrained: Pretrained,
+    pool: str,
+    layer: int | None,
+    machine: Machine,
+    seed: int,
+    baselines: bool,
 ) -> dict[str, tuple[Source, Source]]:
     """For each kind of features those that are pooled, and all tokens."""
     import torch
 
     def of_encoder(model: VideoMAE) -> tuple[Source, Source]:
-        return encoder_features(model, pool, machine), token_features(model, machine)
+        return (
+            encoder_features(model, pool, machine, layer), token_features(model, machine, layer),
+        )  # fmt: skip
 
     sources = {"pretrained": of_encoder(pretrained.model)}
     if baselines:

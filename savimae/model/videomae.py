@@ -135,13 +135,17 @@ class VideoMAE(nn.Module):
         wanted = filled(wanted, mask.numel())
         return tokens, wanted, self.decoder(hidden, n_in_decoder, row_of[wanted])
 
-    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+    def encode(self, clips: Tensor, layer: int | None = None) -> tuple[Tensor, Tensor]:
         """Features of unmasked clips: tokens float `[B, N, D]` and their mean `[B, D]`.
 
         Args:
             clips: `[B, T, H, W, 3]` RGB, uint8 or float in 0 to 1.
+            layer: what comes out of block 1 to L, before any norm; None: of the last norm.
+
+        Raises:
+            ValueError: clips that do not fit the model, or no such block.
         """
-        features = self.encoder.whole(clips)
+        features = self.encoder.whole(clips, layer=layer)
         return features, features.mean(1)
 
     def patchify(self, clips: Tensor) -> Tensor:
@@ -196,7 +200,12 @@ class Encoder(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(
-        self, tokens: Tensor, places: Tensor, lengths: Tensor, branches: Tensor | None = None
+        self,
+        tokens: Tensor,
+        places: Tensor,
+        lengths: Tensor,
+        branches: Tensor | None = None,
+        layer: int | None = None,
     ) -> Tensor:
         """Packed tokens of clips with these lengths `[B]` -> features `[V, D]`.
 
@@ -207,6 +216,7 @@ class Encoder(nn.Module):
             places: of the tokens in their clip, int `[V]`, 0 to N - 1.
             branches: float `[depth, 2, B]`, what the residual branches (attention, MLP) of each
                 block are multiplied with for each clip: stochastic depth. None: 1.
+            layer: stop after so many blocks, without the norm; None: after all, with it.
         """
         pixels = unit_float(tokens).view(-1, CHANNELS)
         pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(tokens), -1)
@@ -215,21 +225,25 @@ class Encoder(nn.Module):
         packing = Packing.of(lengths, len(hidden), self.attention)
         if branches is not None:  # [depth, 2, B] -> [depth, 2, rows, 1]
             branches = branches.repeat_interleave(lengths, 2)[..., None].to(hidden.dtype)
-        return self.norm(
-            _run_blocks(self.blocks, hidden, packing, self.config.checkpoint_activations, branches)
-        )
+        blocks = self.blocks if layer is None else self.blocks[:layer]
+        hidden = _run_blocks(blocks, hidden, packing, self.config.checkpoint_activations, branches)
+        return self.norm(hidden) if layer is None else hidden
 
-    def whole(self, clips: Tensor, branches: Tensor | None = None) -> Tensor:
+    def whole(
+        self, clips: Tensor, branches: Tensor | None = None, layer: int | None = None
+    ) -> Tensor:
         """Features of all tokens of unmasked clips `[B, T, H, W, 3]`: float32 `[B, N, D]`.
 
         Raises:
-            ValueError: clips that do not fit the model.
+            ValueError: clips that do not fit the model, or no such block.
         """
         check_clips(clips, self.config)
+        if layer is not None and not 1 <= layer <= len(self.blocks):
+            raise ValueError(f"layer {layer} is not one of 1 to {len(self.blocks)}")
         n_clips, n = len(clips), self.config.n_tokens
         places = torch.arange(n, device=clips.device).repeat(n_clips)
         lengths = torch.full((n_clips,), n, device=clips.device)
-        encoded = self(patchify(clips, self.config), places, lengths, branches)
+        encoded = self(patchify(clips, self.config), places, lengths, branches, layer)
         return encoded.view(n_clips, n, -1).float()
 
 

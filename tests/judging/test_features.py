@@ -127,6 +127,20 @@ def test_features_on_the_command_line(checkpoint, data, tmp_path):
         assert message in done.stderr
 
 
+def test_features_of_a_layer_on_the_command_line(checkpoint, data, tmp_path):
+    words = ("features", checkpoint, "--data", data, "--out", tmp_path / "f.npz", "--layer")
+    done = savimae(*words, "1")
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "f.npz") as found:
+        assert json.loads(str(found["settings"]))["layer"] == 1
+    done = savimae(*words, "2")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "layer is 1 there and 2 here" in done.stderr
+    done = savimae(*words, "3")
+    assert done.returncode == 2
+    assert "--layer 3 is not one of the 2 blocks of this encoder" in done.stderr
+
+
 def test_features_that_another_process_makes(checkpoint, data, tmp_path):
     model = load_model(str(checkpoint)).eval()
     videos = find_videos(str(data)).videos

@@ -192,5 +192,5 @@ def test_a_probe_of_features_that_are_no_numbers(checkpoint, data, tmp_path):
 def test_tokens_that_do_not_fit_into_memory_are_refused(checkpoint, data, tmp_path, monkeypatch):
     monkeypatch.setattr("savimae.judging.probe.MEMORY_SHARE", 1e-9)
     words = (str(checkpoint), str(data), str(data), str(tmp_path / "out"), MACHINE)
-    with pytest.raises(UsageError, match=r"--attentive keeps all tokens of 10 videos, 0\.0 GiB, and"):
+    with pytest.raises(UsageError, match=r"keeps all tokens of 10 videos, 0\.0 GiB, and"):
         probe(*words, attentive=True, allow_overlap=True)

@@ -308,6 +308,20 @@ def test_features_of_unmasked_clips():
     assert pooled.shape == (3, 48)
 
 
+def test_features_of_an_inner_layer():
+    model = small_model().eval()
+    clips, seen = clips_for(SMALL, 2), []
+    model.encoder.blocks[0].register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    tokens, mean = model.encode(clips, layer=1)
+    assert torch.equal(tokens.flatten(0, 1), seen[0])
+    assert torch.equal(mean, tokens.mean(1))
+    last = model.encode(clips, layer=SMALL.encoder_depth)[0]
+    assert torch.equal(model.encoder.norm(last), model.encode(clips)[0])
+    for layer in (0, 3):
+        with pytest.raises(ValueError, match=f"layer {layer} is not one of 1 to 2"):
+            model.encode(clips, layer)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
