@@ -1,7 +1,7 @@
 """One training step (forward, backward, AdamW), as a share of the machine's matrix product rate.
 
     python benchmarks/train_step.py [--model base] [--input-size 224] [--batch 2 8] [--steps 5]
-        [--precision bf16 fp32] [--rounds 3] [--before FOLDER] [--huggingface]
+        [--precision bf16 fp32] [--rounds 3] [--before FOLDER] [--compile MODE] [--huggingface]
 
 Every setting runs in a process of its own, which first and last times 2048-cubed products in the
 same dtype on the same threads; the share is the step's FLOPs over the median of those. Medians over
@@ -122,6 +122,9 @@ def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int
     mask, decoded = (each.to(device) for each in masks)
     if options.code == "savimae" and device == "cpu":
         choose_attention(model, mask, decoded, DTYPES[options.precision])
+        if options.compile:
+            for block in (*model.encoder.blocks, *model.decoder.blocks):
+                block.compile(mode=options.compile, dynamic=True)
     if options.code == "huggingface":
         import transformers
 
@@ -180,6 +183,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "mask": options.mask,
         "decoder_mask_ratio": options.decoder_mask_ratio,
         "allocator_keeps_memory": allocator,
+        "compile": options.compile,
         "visible_tokens": visible,
         "step_s": round(median, 3),
         "step_s_range": [round(min(times), 3), round(max(times), 3)],
@@ -192,7 +196,10 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 def settings_of(options: argparse.Namespace, is_first: bool) -> list[dict[str, object]]:
     """What is measured, each by its options; in the first round also what no ratio is made of."""
-    common = {"code": "savimae", "mask": "tube", "allocator": "keep", "decoder_mask_ratio": 0.0}
+    common = {
+        "code": "savimae", "mask": "tube", "allocator": "keep", "decoder_mask_ratio": 0.0,
+        "compile": None,
+    }  # fmt: skip
     settings: list[dict[str, object]] = [
         {**common, "precision": precision, "batch": [batch], "mask": mask}
         for precision in options.precision
@@ -204,6 +211,7 @@ def settings_of(options: argparse.Namespace, is_first: bool) -> list[dict[str, o
         if is_first:
             settings.append({**largest, "allocator": "default"})
             settings.append({**largest, "decoder_mask_ratio": 0.5})
+        settings += [{**largest, "compile": mode} for mode in options.compile_modes]
         if options.before:
             settings += [{**largest, "code": "before", "mask": mask} for mask in ("tube", "savi")]
         if options.huggingface:  # as its users have it, and with our allocator setting
@@ -234,7 +242,7 @@ def ratios(rounds: list[list[dict[str, Any]]]) -> dict[str, object]:
         by_key = {
             (r["code"], r["mask"], r["precision"], r["allocator_keeps_memory"]): r
             for r in results
-            if r["batch"] == largest and not r["decoder_mask_ratio"]
+            if r["batch"] == largest and not r["decoder_mask_ratio"] and not r["compile"]
         }
         for precision in {key[2] for key in by_key}:
             ours = {mask: by_key["savimae", mask, precision, True] for mask in ("tube", "savi")}
@@ -248,6 +256,9 @@ def ratios(rounds: list[list[dict[str, Any]]]) -> dict[str, object]:
                 if before:
                     ratio = each["clips_per_s"] / before["clips_per_s"]
                     rows[f"{mask}, clips/s over those before"] = ratio
+            for compiled in (r for r in results if r["compile"] and r["precision"] == precision):
+                ratio = compiled["clips_per_s"] / ours["tube"]["clips_per_s"]
+                rows[f"tube, clips/s compiled ({compiled['compile']}) over plain"] = ratio
             for keeps, words in ((True, "with our allocator setting"), (False, "as it comes")):
                 theirs = by_key.get(("huggingface", "tube", precision, keeps))
                 if theirs:
@@ -271,10 +282,15 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--before", metavar="FOLDER", help="checkout of a commit to time as well")
+    parser.add_argument(
+        "--compile", dest="compile_modes", nargs="+", default=[], metavar="MODE",
+        help="time torch.compile as well: default, max-autotune",
+    )  # fmt: skip
     parser.add_argument("--huggingface", action="store_true", help="time its base model as well")
     parser.add_argument("--only", help="JSON of one setting; used by this script itself")
     options = parser.parse_args()
     if options.only:
+        options.compile = None
         for name, value in json.loads(options.only).items():
             setattr(options, name, value)
         json.dump(measure(options), sys.stdout)

@@ -71,6 +71,24 @@ VIEWS = option_group(
         "--crops", type=int, help="Squares along the longer side.  [the whole frame, pressed]"
     ),
 )
+
+
+class LabelCounts(click.ParamType):
+    """`5,20,all` -> (5, 20, None)."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, tuple):
+            return value
+        counts = []
+        for word in value.split(","):
+            if word.strip() != "all" and not (word.strip().isdecimal() and int(word) > 0):
+                self.fail(f"{value!r} is not like 5,20,all", param, ctx)
+            counts.append(None if word.strip() == "all" else int(word))
+        return tuple(counts)
+
+
 LAYER = click.option(
     "--layer", type=click.IntRange(1), metavar="L",
     help="Features of an inner block; the last is rarely the best of an MAE.  [the last]",
@@ -244,6 +262,10 @@ def features(
         help="Probe an untrained encoder and raw pixels as well.",
     ),
     click.option(
+        "--labels", type=LabelCounts(), default="all", show_default=True, metavar="N,N,…",
+        help="Training videos of each class: 5,20,all. Each number is drawn five times.",
+    ),
+    click.option(
         "--attentive", is_flag=True,
         help="Fit attentive probes too: on all tokens, which are kept in DIR.",
     ),
@@ -254,8 +276,8 @@ def features(
 @MACHINE
 def probe(
     checkpoint: str, train_list: str, test_list: str, out: str, pool: str, layer: int | None,
-    baselines: bool, attentive: bool, allow_overlap: bool, root: str | None,
-    sampling_rate: int | None, seed: int, **options: Any,
+    baselines: bool, labels: tuple[int | None, ...], attentive: bool, allow_overlap: bool,
+    root: str | None, sampling_rate: int | None, seed: int, **options: Any,
 ) -> None:  # fmt: skip
     """Print what frozen features are worth: kNN, a linear classifier and an attentive probe.
 
@@ -274,7 +296,7 @@ def probe(
     result = run(
         checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool, layer=layer,
         views=_make(Views, options), root=root, sampling_rate=sampling_rate, seed=seed,
-        baselines=baselines, attentive=attentive, allow_overlap=allow_overlap,
+        baselines=baselines, attentive=attentive, label_counts=labels, allow_overlap=allow_overlap,
     )  # fmt: skip
     of_model = [score for score in result.scores if score.features == "pretrained"]
     best = max(of_model, key=lambda score: score.top1)

@@ -19,7 +19,8 @@ from savimae.system.progress import Progress
 
 RATES = (1e-3, 3e-3)  # of AdamW, from which held-out training videos choose ...
 DECAYS = (1e-2, 1.0)  # ... together with these weight decays
-EPOCHS = 40
+EPOCHS = 40  # or as many as make ...
+LEAST_STEPS = 400
 BATCH = 64
 DECAY_TO = 0.01  # of the rate, by a cosine
 
@@ -85,10 +86,11 @@ def fit(
         probe = AttentiveProbe(dim, heads, int(y.max()) + 1, *_statistics(tokens))
         optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=decay)
         n_batches = -(-len(samples) // BATCH)
+        epochs = max(EPOCHS, -(-LEAST_STEPS // n_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, EPOCHS * n_batches, rate * DECAY_TO
+            optimizer, epochs * n_batches, rate * DECAY_TO
         )
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             for rows in torch.randperm(len(samples)).split(BATCH):
                 loss = nn.functional.cross_entropy(probe(samples[rows]), labels[rows])
                 optimizer.zero_grad()

@@ -10,13 +10,13 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from savimae.data.labels import check_overlap, match_labels
-from savimae.data.lists import find_both_sides, group_of, shared_groups
+from savimae.data.lists import find_both_sides, group_of, label_of, shared_groups
 from savimae.judging.attentive import attentive as attentive_classifier
 from savimae.judging.features import (
     Features,
@@ -40,13 +40,18 @@ TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised f
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
 HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
 CHUNK_FEATURES = 4096  # that are standardised at a time
+DRAWS = 5  # of so many labelled videos of each class
 MEMORY_SHARE = 0.4  # of the machine's memory that tokens may take
 FEW = 1000  # training videos, up to which each part does in turn: one would be too small
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """How well one kind of features does with one classifier on the test videos."""
+    """How well one kind of features does with one classifier on the test videos.
+
+    With several draws of labelled videos `top1` and `top5` are means over them; `detail` and
+    `confusion` are of the first.
+    """
 
     features: str
     classifier: str
@@ -54,6 +59,13 @@ class Score:
     top5: float
     detail: str  # what was chosen
     confusion: list[list[int]]  # [true class][predicted class], videos
+    labels: int | None = None  # training videos of each class; None: all there are
+    draws: list[float] = dataclasses.field(default_factory=list)  # top-1 of each
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of top-1 over the draws; None for a single one."""
+        return float(np.std(self.draws, ddof=1)) if len(self.draws) > 1 else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +103,7 @@ def probe(
     seed: int = 0,
     baselines: bool = True,
     attentive: bool = False,
+    label_counts: Sequence[int | None] = (None,),
     allow_overlap: bool = False,
 ) -> Probe:
     """Probe a model; features are kept in `out` and computed only once.
@@ -103,6 +116,8 @@ def probe(
         views: of each video, whose features are averaged.
         seed: of the untrained encoder and of the held-out part.
         attentive: fit attentive probes as well, on all tokens of every view.
+        label_counts: training videos of each class that the classifiers get, None for all; a
+            number is drawn several times, the same videos for all features.
         baselines: do the same with an untrained encoder and with raw pixels.
         allow_overlap: let test videos be training videos as well; the result says how many are.
 
@@ -127,6 +142,13 @@ def probe(
         sources = _sources(pretrained, pool, layer, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    largest = int(np.bincount([label_of(video) for video in labelled.train]).max())
+    for count in label_counts:
+        if count is not None and count >= largest:
+            raise UsageError(
+                f"--labels {count}: no class of {shown(train_list)} has more than {largest} "
+                "videos; say all"
+            )
     if attentive:
         _check_memory(pretrained, reader.views, len(labelled.train) + len(labelled.test))
     groups = [group_of(video.name) for video in labelled.train]
@@ -145,18 +167,65 @@ def probe(
                 )
         return found[0], found[1]
 
-    scores = []
+    def scores_of(name: str, pooled: Source, tokens: Source) -> Iterator[Score]:
+        train, test = both_sides_of(name, pooled)
+        for_tokens = both_sides_of(name, tokens, "-tokens") if attentive else None
+        for count in label_counts:
+            found = []
+            for chosen in draw_labelled(train.labels, count, seed):
+                of_chosen = [groups[index] for index in chosen]
+                found.append(probe_features(name, _some(train, chosen), test, of_chosen, seed))
+                if for_tokens is not None:
+                    some = _some(for_tokens[0], chosen)
+                    found[-1].append(
+                        probe_tokens(name, some, for_tokens[1], of_chosen, heads, seed)
+                    )
+            yield from (_over_draws(each, count) for each in zip(*found, strict=True))
+
+    scores: list[Score] = []
     with sole_writer(out):
-        for name, (pooled, tokens) in sources.items():
-            scores += probe_features(name, *both_sides_of(name, pooled), groups, seed)
-            if attentive:
-                both = both_sides_of(name, tokens, "-tokens")
-                scores.append(probe_tokens(name, *both, groups, heads, seed))
+        for name, both in sources.items():
+            scores += scores_of(name, *both)
     shared = shared_groups((v.name for v in labelled.train), (v.name for v in labelled.test))
     return Probe(
         scores, labelled.classes, len(labelled.train), len(labelled.test), shared, overlap,
         labelled.numbers, labelled.notes,
     )  # fmt: skip
+
+
+def draw_labelled(y: np.ndarray, count: int | None, seed: int) -> list[np.ndarray]:
+    """Indices of the training videos of each draw: `count` of every class, or all that it has.
+
+    Args:
+        y: labels, int `[videos]`.
+        count: None: all videos, once.
+    """
+    if count is None:
+        return [np.arange(len(y))]
+    draws = []
+    for number in range(DRAWS):
+        order = np.random.default_rng((seed, number)).permutation(len(y))
+        chosen = [order[y[order] == label][:count] for label in np.unique(y)]
+        draws.append(np.sort(np.concatenate(chosen)))
+    return draws
+
+
+def _some(features: Features, chosen: np.ndarray) -> Features:
+    paths = [features.paths[index] for index in chosen]
+    return features._replace(
+        values=features.values[chosen], labels=features.labels[chosen], paths=paths
+    )
+
+
+def _over_draws(scores: Sequence[Score], count: int | None) -> Score:
+    """The scores of one classifier in all draws, as one."""
+    return dataclasses.replace(
+        scores[0],
+        top1=float(np.mean([score.top1 for score in scores])),
+        top5=float(np.mean([score.top5 for score in scores])),
+        labels=count,
+        draws=[score.top1 for score in scores],
+    )
 
 
 def _check_memory(pretrained: Pretrained, views: Views, n_videos: int) -> None:
@@ -370,11 +439,15 @@ def hold_out(
 
 
 def probe_table(result: Probe) -> str:
-    """A row for each kind of features and classifier."""
-    rows = [["features", "classifier", "top-1", "top-5", "chosen"]]
-    rows += [
-        [each.features, each.classifier, f"{each.top1:.3f}", f"{each.top5:.3f}", each.detail]
-        for each in result.scores
-    ]
-    rows.append(["most common class", "", f"{result.chance:.3f}", "", ""])
+    """A row for each kind of features, classifier and number of labels."""
+    rows = [["features", "classifier", "labels a class", "top-1", "top-5", "chosen"]]
+    for each in result.scores:
+        spread = "" if each.spread is None else f" ± {each.spread:.3f}"
+        rows.append([
+            each.features, each.classifier, "all" if each.labels is None else str(each.labels),
+            f"{each.top1:.3f}{spread}", f"{each.top5:.3f}", each.detail,
+        ])  # fmt: skip
+    rows.append(["most common class", "", "", f"{result.chance:.3f}", "", ""])
+    if all(score.labels is None for score in result.scores):
+        rows = [[*row[:2], *row[3:]] for row in rows]
     return table(rows, n_left=2)

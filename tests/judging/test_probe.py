@@ -14,7 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from savimae.judging.features import (
     Features,
 )
-from savimae.judging.probe import hold_out, linear, nearest_neighbours, probe, probe_features
+from savimae.judging.probe import (
+    draw_labelled,
+    hold_out,
+    linear,
+    nearest_neighbours,
+    probe,
+    probe_features,
+)
 from savimae.system.errors import SavimaeError, UsageError
 
 # ---------------------------------------------------------------------------------------- probes
@@ -194,3 +201,44 @@ def test_tokens_that_do_not_fit_into_memory_are_refused(checkpoint, data, tmp_pa
     words = (str(checkpoint), str(data), str(data), str(tmp_path / "out"), MACHINE)
     with pytest.raises(UsageError, match=r"keeps all tokens of 10 videos, 0\.0 GiB, and"):
         probe(*words, attentive=True, allow_overlap=True)
+
+
+def test_labelled_videos_are_drawn_of_every_class():
+    y = np.repeat([3, 5, 6], [30, 20, 4])
+    draws = draw_labelled(y, 6, 0)
+    assert len(draws) == 5
+    for chosen in draws:
+        assert (np.diff(chosen) > 0).all()
+        assert np.bincount(y[chosen]).tolist() == [0, 0, 0, 6, 0, 6, 4]  # all that there are
+    assert len({chosen.tobytes() for chosen in draws}) == 5
+    for a, b in zip(draws, draw_labelled(y, 6, 0), strict=True):
+        np.testing.assert_array_equal(a, b)
+    (everything,) = draw_labelled(y, None, 0)
+    assert everything.tolist() == list(range(54))
+
+
+def test_several_numbers_of_labels_in_one_table(checkpoint, data, tmp_path):
+    test = tmp_path / "test"
+    shutil.copytree(data, test)
+    out = tmp_path / "out"
+    words = ("probe", checkpoint, "--train", data, "--test", test, "--out", out, "--no-baselines")
+    done = savimae(*words, "--labels", "2,all", "--pool", "time")
+    assert done.returncode == 0, done.stderr
+    table = [line.split() for line in done.stdout.splitlines()[1:6]]
+    assert table[0][:6] == ["features", "classifier", "labels", "a", "class", "top-1"]
+    assert [(row[1], row[2], row[4] == "±") for row in table[1:]] == [
+        ("kNN", "2", True), ("linear", "2", True), ("kNN", "all", False), ("linear", "all", False),
+    ]  # fmt: skip
+    scores = json.loads((out / "probe.json").read_text())["scores"]
+    assert [(score["labels"], len(score["draws"])) for score in scores] == [
+        (2, 5), (2, 5), (None, 1), (None, 1),
+    ]  # fmt: skip
+    for score in scores:
+        assert score["top1"] == pytest.approx(np.mean(score["draws"]))
+    for words_of, message in (
+        ("3", "--labels 3: no class of"), ("0", "'0' is not like 5,20,all"),
+        ("few", "'few' is not like 5,20,all"),
+    ):  # fmt: skip
+        done = savimae(*words, "--labels", words_of)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
