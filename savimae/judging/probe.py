@@ -411,6 +411,8 @@ def standardised(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndar
         test_products += of_test @ part.T
     if d <= n:
         return tuple(np.concatenate(each, 1) for each in zip(*chunks, strict=True))  # type: ignore[return-value]
+    if not products.any():  # all videos have the same features
+        return np.zeros((n, 1)), np.zeros((len(x_test), 1))
     values, vectors = np.linalg.eigh(products)
     is_spanned = values > values[-1] * n * np.finfo(np.float64).eps
     lengths, vectors = np.sqrt(values[is_spanned]), vectors[:, is_spanned]

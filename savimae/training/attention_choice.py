@@ -61,6 +61,13 @@ def ways_of(asked: str, parts: Sequence[str], found: Mapping[str, str]) -> dict[
     return {} if asked == PRODUCTS else dict.fromkeys(parts, asked)
 
 
+def check_ways(ways: object, parts: Sequence[str]) -> None:
+    """Raises ValueError unless these are ways of some of the parts, as `choose_ways` answers."""
+    is_known = isinstance(ways, dict) and set(ways) <= set(parts) and set(ways.values()) <= {*WAYS}
+    if not is_known:
+        raise ValueError(f"attention is {ways!r}")
+
+
 def use_ways(model: nn.Module, ways: Mapping[str, str]) -> None:
     """Let the parts of a model (its `encoder`, its `decoder`) compute attention in these ways."""
     for part, way in ways.items():

@@ -52,7 +52,14 @@ from savimae.samples.randomness import PARTNER, integer_below, sample_keys
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import write_json
 from savimae.system.signals import StopSignals
-from savimae.training.attention_choice import AUTO, AttentionShape, choose_ways, use_ways, ways_of
+from savimae.training.attention_choice import (
+    AUTO,
+    AttentionShape,
+    check_ways,
+    choose_ways,
+    use_ways,
+    ways_of,
+)
 from savimae.training.classifier_test import ClassifierTest, summarize
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
@@ -442,9 +449,11 @@ class FinetuningRun:
         rows = torch.full((self.config.batch_size,), shape.n_tokens)
         encoder = AttentionShape(rows, shape.encoder_dim, shape.encoder_heads)
         ways = choose_ways({"encoder": encoder}, DTYPES[self.setup.precision])
-        return {"attention": ways} if ways else {}
+        self.take_settings({"attention": ways} if ways else {})
+        return self.settled
 
     def take_settings(self, found: dict[str, Any]) -> None:
+        check_ways(found.get("attention", {}), ["encoder"])
         self.settled = found
 
     def build(self, is_new: bool) -> Finetuning:

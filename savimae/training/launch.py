@@ -13,7 +13,7 @@ from torch import nn
 
 from savimae.kernels.patches import compile_kernels
 from savimae.kernels.token_loss import compile_token_kernels
-from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import read_json, refuse_file
 from savimae.system.lock import sole_writer
 from savimae.system.progress import duration
@@ -44,7 +44,7 @@ class Run(Protocol[AnyTask]):
         """Values for the open settings of a new run; what is found to be as usual is left out."""
 
     def take_settings(self, found: dict[str, Any]) -> None:
-        """Go on with these values."""
+        """Go on with these values. Raises ValueError or TypeError for such as cannot be."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,7 +114,6 @@ def launch(setup: Setup, run: Run[AnyTask]) -> int:
         if world.is_main:
             content = _checkpoint_to_resume(config, run.settings, run.open_settings())
             found = run.find_settings() if content is None else _kept(run, content)
-            run.take_settings(found)
             _record(config.out, run.settings)
             remove_temporary(config.out)
             compile_kernels()
@@ -172,9 +171,21 @@ def _writing(folder: str, world: World, signals: StopSignals) -> Iterator[Callab
 
 
 def _kept(run: Run[AnyTask], content: dict[str, Any]) -> dict[str, Any]:
-    """Open settings as the run was begun with them."""
+    """Open settings as the run was begun with them.
+
+    Raises:
+        SavimaeError: they cannot be.
+    """
     recorded = content["settings"]
-    return {name: recorded[name] for name in run.open_settings() if name in recorded}
+    found = {name: recorded[name] for name in run.open_settings() if name in recorded}
+    try:
+        run.take_settings(found)
+    except (ValueError, TypeError) as error:
+        raise SavimaeError(
+            f"the settings in the checkpoint to resume from are damaged ({one_line(error)}); "
+            "delete it to go on from an older one, or begin anew in another folder"
+        ) from error
+    return found
 
 
 def _start_event(setup: Setup, loop: Loop) -> dict[str, Any]:

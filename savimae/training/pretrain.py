@@ -37,7 +37,14 @@ from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.progress import Progress
 from savimae.system.settings import CONFIG
-from savimae.training.attention_choice import AUTO, AttentionShape, choose_ways, use_ways, ways_of
+from savimae.training.attention_choice import (
+    AUTO,
+    AttentionShape,
+    check_ways,
+    choose_ways,
+    use_ways,
+    ways_of,
+)
 from savimae.training.checkpoint import last_checkpoint
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
@@ -59,6 +66,7 @@ from savimae.training.weights import check_parameters, load_weights
 BAD_VIDEO_POLICIES = ("stop", "skip")
 DEFAULT_MODEL = "base"
 STOP_REMEDY = "mend it, take it off the list, or let --on-bad-video skip replace it"
+PARTS = ("encoder", "decoder")  # of the model, which compute attention each in their way
 CLIPS_TO_COUNT = 256  # whose salient tokens say how many clips of an equal count show
 SALIENT_SHARE = 0.3  # of made-up clips, to measure with
 MAX_REPLACEMENTS = 20  # videos that may fail one after the other
@@ -457,8 +465,7 @@ class PretrainingRun:
     @property
     def ways(self) -> dict[str, str]:
         """How attention is computed where it is not written out, by part of the model."""
-        parts = ("encoder", "decoder")
-        return ways_of(self.config.attention, parts, self.settled.get("attention", {}))
+        return ways_of(self.config.attention, PARTS, self.settled.get("attention", {}))
 
     def open_settings(self) -> list[str]:
         count = ["visible_tokens"] if self.config.equal_count else []
@@ -472,9 +479,11 @@ class PretrainingRun:
         if self.config.attention == AUTO and self.setup.device.type == "cpu":
             ways = choose_ways(self._attention_shapes(), DTYPES[self.setup.precision])
             found |= {"attention": ways} if ways else {}
+        self.take_settings(found)
         return found
 
     def take_settings(self, found: dict[str, Any]) -> None:
+        check_ways(found.get("attention", {}), PARTS)
         self.settled = found
         if "visible_tokens" in found:
             self.masks = dataclasses.replace(self.masks, n_visible=found["visible_tokens"])

@@ -242,3 +242,10 @@ def test_several_numbers_of_labels_in_one_table(checkpoint, data, tmp_path):
         done = savimae(*words, "--labels", words_of)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert message in done.stderr
+
+
+def test_features_that_are_all_the_same_say_nothing():
+    x, y = np.full((6, 9), 2.5, np.float32), np.array([0, 0, 0, 1, 1, 1])
+    classes, probabilities, _ = linear(x, y, x[:2], [None] * 6, 0)
+    assert classes.tolist() == [0, 1]
+    np.testing.assert_allclose(probabilities, 0.5, atol=1e-6)

@@ -11,7 +11,7 @@ from runs import checkpoint, config, log_of, same_weights
 
 from savimae.model.attention import FUSED, PRODUCTS
 from savimae.samples.masking import MaskSpec
-from savimae.system.errors import UsageError
+from savimae.system.errors import SavimaeError, UsageError
 from savimae.training import attention_choice, launch, pretrain
 from savimae.training.attention_choice import AttentionShape, choose_ways, trial
 from savimae.training.pretrain import train
@@ -93,6 +93,17 @@ def test_what_was_chosen_is_recorded_and_kept(data, uninterrupted, tmp_path, mon
     assert "attention" not in checkpoint(tmp_path / "products")["settings"]
     with pytest.raises(UsageError, match=r"attention is None there and \{'encoder': 'fused'"):
         train(config(data, uninterrupted, attention="fused"))
+
+
+@pytest.mark.parametrize("damaged", ["fused", {"encoder": "fuxed"}, {"head": "fused"}, 7])
+def test_recorded_ways_that_cannot_be_are_one_line(data, tmp_path, damaged):
+    assert train(config(data, tmp_path / "run", attention="fused", epochs=1)) == 0
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    content["settings"]["attention"] = damaged
+    torch.save(content, path)
+    with pytest.raises(SavimaeError, match=r"the settings in the checkpoint .* \(attention is "):
+        train(config(data, tmp_path / "run", epochs=1))
 
 
 def stopping(run, after):
