@@ -23,7 +23,8 @@ if [ "$per" != node ]; then
   export OMP_NUM_THREADS="$cpus"
 fi
 run() {
-  exec srun --ntasks-per-node="$tasks" --cpus-per-task="$cpus" "${bind[@]}" \
+  exec srun --ntasks="$((tasks * SLURM_JOB_NUM_NODES))" --ntasks-per-node="$tasks" \
+    --cpus-per-task="$cpus" "${bind[@]}" \
     bash -c "$on_each_node" savimae "${command[@]}"
 }
 
