@@ -12,6 +12,7 @@ from savimae.commands.options import (
     ALLOW_OVERLAP,
     PATH,
     ROOT,
+    SALIENCY_KIND,
     SEED,
     GroupedCommand,
     option_group,
@@ -35,13 +36,11 @@ CLIPS = option_group(
     click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
     click.option("--seed", type=SEED, default=0, show_default=True),
 )
-SALIENCY = option_group(
+OF_SALIENCY = option_group(
     "Saliency",
     click.option("--saliency-root", type=PATH, help="Arrays.  [computed from the clips]"),
     click.option(
-        "--saliency",
-        type=click.Choice(["frame-mean", "change"]),
-        help="Its kind.  [that of the arrays, or as trained]",
+        "--saliency", type=SALIENCY_KIND, help="Its kind.  [that of the arrays, or as trained]"
     ),
     click.option("--saliency-threshold", type=float, help="Where it is computed.  [0.5]"),
     click.option("--salient-share", type=float, help="Of a clip's tokens; of change.  [0.25]"),
@@ -91,7 +90,7 @@ class LabelCounts(click.ParamType):
 
 LAYER = click.option(
     "--layer", type=click.IntRange(1), metavar="L",
-    help="Features of an inner block; the last is rarely the best of an MAE.  [the last]",
+    help="Features of an inner block, 1 to the encoder's depth.  [the last, after its norm]",
 )  # fmt: skip
 POOL = click.option(
     "--pool", type=click.Choice(["mean", "time", "tokens"]), default="mean", show_default=True,
@@ -145,7 +144,7 @@ def _choose_machine(
 )  # fmt: skip
 @MASKS
 @CLIPS
-@SALIENCY
+@OF_SALIENCY
 @MACHINE_ONE_BY_ONE
 def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
     """Draw what a model makes of hidden patches: pictures, animations, PSNR and SSIM as JSON.
@@ -178,7 +177,7 @@ def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
 )  # fmt: skip
 @MASKS
 @CLIPS
-@SALIENCY
+@OF_SALIENCY
 @MACHINE
 def evaluate(
     checkpoints: tuple[str, ...], data: str, clips_per_video: int, out: str | None, **options: Any

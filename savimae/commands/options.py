@@ -27,8 +27,9 @@ class NonEmptyPath(click.Path):
 
 
 PATH = NonEmptyPath(path_type=str)
+SALIENCY_KIND = click.Choice(["frame-mean", "change"])
 SALIENCY = click.option(
-    "--saliency", type=click.Choice(["frame-mean", "change"]), default="frame-mean",
+    "--saliency", type=SALIENCY_KIND, default="frame-mean",
     show_default=True, help="Distance from the frame's mean, or change from the frame before.",
 )  # fmt: skip
 ROOT = click.option("--root", type=PATH, help="Where a list's relative paths start.")

@@ -10,6 +10,7 @@ from savimae.commands.options import (
     ALLOW_OVERLAP,
     PATH,
     ROOT,
+    SALIENCY_KIND,
     SAVING,
     TRAINING_MACHINE,
     GroupedCommand,
@@ -158,7 +159,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     ),
     click.option(
         "--saliency",
-        type=click.Choice(["frame-mean", "change"]),
+        type=SALIENCY_KIND,
         help="Distance from the frame's mean, or change.  [that of the arrays, or frame-mean]",
     ),
     click.option(

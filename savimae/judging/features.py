@@ -81,20 +81,33 @@ def encoder_features(
 
     def extract(clips: Tensor) -> Tensor:
         with machine.autocast():
-            tokens, mean = model.encode(clips, layer)
-        if pool == "time":
-            # [B, N, D] -> [B, t_n, H_p * W_p, D] -> [B, t_n, D]
-            return tokens.unflatten(1, (time_steps, -1)).mean(2)
-        return tokens if pool == "tokens" else mean
+            tokens, _ = model.encode(clips, layer)
+        return pool_tokens(tokens, pool, time_steps)
 
     of_layer = {} if layer is None else {"layer": layer}
     return Source(extract, {"weights": fingerprint(model), "pool": pool, **of_layer})
+
+
+def pool_tokens(tokens: Tensor, pool: str, time_steps: int) -> Tensor:
+    """Tokens `[B, N, D]` -> `[B, D]`, `[B, t_n, D]` or themselves; see `encoder_features`."""
+    if pool == "time":
+        # [B, N, D] -> [B, t_n, H_p * W_p, D] -> [B, t_n, D]
+        return tokens.unflatten(1, (time_steps, -1)).mean(2)
+    return tokens if pool == "tokens" else tokens.mean(1)
 
 
 def token_features(model: VideoMAE, machine: Machine, layer: int | None = None) -> Source:
     """All tokens of the encoder, of every view: `[B, N, D]`. Arguments as of `encoder_features`."""
     source = encoder_features(model, "tokens", machine, layer)
     return Source(source.extract, {**source.settings, "views": "kept"}, keeps_views=True)
+
+
+def pooled_features(of_tokens: Features, pool: str, time_steps: int) -> Features:
+    """What `encoder_features` would make, from features of `token_features`."""
+    n_videos, n_views = of_tokens.values.shape[:2]
+    pooled = pool_tokens(torch.from_numpy(of_tokens.values).flatten(0, 1), pool, time_steps)
+    values = pooled.unflatten(0, (n_videos, n_views)).mean(1)
+    return of_tokens._replace(values=values.numpy())
 
 
 def pixel_tokens(config: VideoMAEConfig) -> Source:

@@ -192,6 +192,11 @@ class ClipReader:
             patches = self._computed(pixels)
         else:
             patches = array[indices][:, :, ::-1] if flipped else array[indices]
+            if self.saliency.kind != CHANGE and ((patches != 0) & (patches != patches.max())).any():
+                raise SavimaeError(
+                    f"{shown(self.array_path(video))}: holds scores, and not which patches are "
+                    "salient; if they are scores of change, say --saliency change"
+                )
         return Clip(pixels, self._salient_tokens(patches, key), indices)
 
     def _salient_tokens(self, patches: np.ndarray, key: np.uint64) -> np.ndarray:

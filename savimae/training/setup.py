@@ -144,6 +144,11 @@ def set_up(config: RunConfig, world: World, n_samples: int, repeat: int = 1) -> 
         SavimaeError: TensorBoard is asked for and not installed.
     """
     device = choose_device(config.device, world)
+    if device.type != "cpu" and config.attention != AUTO:
+        raise UsageError(
+            f"--attention {config.attention} is for CPUs: GPUs have one way; leave it out, or give "
+            "--device cpu"
+        )
     torch.set_num_threads(config.threads or max(1, available_cores() // world.sharing))
     if config.tensorboard:
         check_tensorboard()

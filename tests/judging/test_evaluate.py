@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -16,6 +17,9 @@ from savimae.data.video import open_video
 from savimae.judging.evaluate import Evaluation, evaluate, evaluation_table
 from savimae.judging.load import ClipOptions, Machine, MaskOptions, load_pretrained
 from savimae.judging.reconstruct import Drawings, draw_reconstructions, quality
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.makers import ArrayMaker
+from savimae.saliency.preprocess import WalkOptions, process
 from savimae.samples.clips import ClipReader
 from savimae.samples.masking import MaskSpec, draw_masks
 from savimae.samples.randomness import sample_keys
@@ -38,9 +42,9 @@ def run(data, tmp_path_factory):
     return out
 
 
-def by_hand(run, data, spec, rounds):
+def by_hand(run, data, spec, rounds, **changes):
     """Sums over tokens, one clip at a time: squared errors, tokens, both of salient tokens."""
-    options = config(data, run)
+    options = config(data, run, **changes)
     reader = ClipReader(options.clip_config(), options.saliency_config(), 2)
     model = load_model(str(run)).eval()
     sums = np.zeros(5)
@@ -70,6 +74,34 @@ def test_the_loss_is_that_of_training_over_all_masked_tokens(run, data, rounds):
     assert ours.loss_salient == pytest.approx(of_salient / n_salient, rel=1e-5)
     others = (total - of_salient) / (n - n_salient)
     assert ours.loss_other == pytest.approx(others, rel=1e-5)
+
+
+def test_clips_are_masked_as_the_model_was_trained(data, tmp_path):
+    """By change, with as many tokens in every clip; arrays say for themselves what they are."""
+    run = tmp_path / "run"
+    changes = {"saliency": "change", "salient_share": 0.5, "visible_tokens": 3}
+    assert train(config(data, run, epochs=1, **changes)) == 0
+    (ours,) = evaluate([str(run)], str(data), MACHINE, MaskOptions(), ClipOptions(seed=5))
+    assert ours.visible_tokens == 3
+    spec = MaskSpec("savi", 2, 2, salient_ratio=0.5, nonsalient_ratio=0.75, n_visible=3)
+    total, n, of_salient, n_salient, _ = by_hand(run, data, spec, 1, **changes)
+    assert ours.loss == pytest.approx(total / n, rel=1e-5)
+    assert ours.loss_salient == pytest.approx(of_salient / n_salient, rel=1e-5)
+    # With a mask of one's own the count is what its ratios give.
+    given = MaskOptions(salient_mask_ratio=0.25)
+    (other,) = evaluate([str(run)], str(data), MACHINE, given, ClipOptions())
+    assert other.visible_tokens == 4  # of 4 salient tokens 3, of 4 others 1
+    # By arrays of the other kind, whatever the model was trained with.
+    arrays = ArrayMaker(SaliencyConfig(32, 16))
+    process(str(data), str(tmp_path / "arrays"), arrays, WalkOptions(1))
+    by_arrays = ClipOptions(saliency_root=str(tmp_path / "arrays"))
+    (third,) = evaluate([str(run)], str(data), MACHINE, MaskOptions(), by_arrays)
+    assert third.loss_salient != ours.loss_salient
+    mixed = dataclasses.replace(by_arrays, saliency="change")
+    with pytest.raises(UsageError, match="holds arrays of saliency frame-mean, not change"):
+        evaluate([str(run)], str(data), MACHINE, MaskOptions(), mixed)
+    with pytest.raises(UsageError, match="--saliency-threshold has no effect on change"):
+        evaluate([str(run)], str(data), MACHINE, MaskOptions(), ClipOptions(saliency_threshold=0.3))
 
 
 def test_any_mask_and_several_models_on_the_same_clips(run, data, tmp_path):

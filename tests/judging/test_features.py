@@ -11,7 +11,14 @@ from media import random_bytes, savimae
 from models import MACHINE, clips_for, small_model
 
 from savimae.data.lists import Video, find_videos
-from savimae.judging.features import encoder_features, fingerprint, make_features, pixel_features
+from savimae.judging.features import (
+    encoder_features,
+    fingerprint,
+    make_features,
+    pixel_features,
+    pooled_features,
+    token_features,
+)
 from savimae.judging.probe import probe
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
@@ -50,6 +57,21 @@ def test_features_are_means_of_tokens_over_views(checkpoint, data, tmp_path):
         by_time = tokens.mean(0).reshape(shape.time_steps, -1, shape.encoder_dim).mean(1)
         np.testing.assert_allclose(whole["time"].values[index], by_time, **close)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("pool", ["mean", "time", "tokens"])
+def test_pooled_features_follow_from_tokens(checkpoint, data, tmp_path, pool):
+    model = load_model(str(checkpoint)).eval()
+    reader = reader_of(model, clips=2)
+    videos, made = find_videos(str(data)).videos, []
+    for name, source in (
+        ("pooled", encoder_features(model, pool, MACHINE)), ("all", token_features(model, MACHINE)),
+    ):  # fmt: skip
+        made.append(make_features(str(tmp_path / f"{name}.npz"), source, videos, reader, MACHINE))
+    found = pooled_features(made[1], pool, model.config.time_steps)
+    assert found.values.shape == made[0].values.shape
+    np.testing.assert_allclose(found.values, made[0].values, atol=1e-5)
+    assert found.labels.tolist() == made[0].labels.tolist()
 
 
 def test_raw_pixels_are_averages_of_places():

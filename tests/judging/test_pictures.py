@@ -51,6 +51,29 @@ def test_inspect(tmp_path, animation, frames):
         assert imageio.improps(written[1]).n_images == frames
 
 
+def test_inspect_of_change(tmp_path):
+    """The difference, four times as bright, and the patches that have most of it."""
+    frames = np.full((8, 64, 64, 3), 50, np.uint8)
+    for index, frame in enumerate(frames):
+        frame[16:32, 16 + 4 * index : 32 + 4 * index] = 80
+    video = write_frames(tmp_path / "x", frames, ".png")
+    config = SaliencyConfig(64, 16, kind="change", share=0.1)
+    figures.inspect_video(str(video), str(tmp_path / "x.png"), config, 6, "none")
+    picture = imageio.imread(tmp_path / "x.png").astype(int)
+    left = picture.shape[1] - figures.MARGIN_PX - 6 * 256 - 5 * 8
+    top = picture.shape[0] - figures.MARGIN_PX - 3 * 256 - 2 * 8
+    differences = picture[top + 264 : top + 264 + 256 : 4, left : left + 256 : 4, 0]
+    # Frame 0 takes frame 1's: columns 16 to 19 became darker and 32 to 35 brighter, by 30 levels.
+    rows, columns = np.nonzero(differences)
+    assert sorted(set(rows)) == list(range(16, 32))
+    assert sorted(set(columns)) == [*range(16, 20), *range(32, 36)]
+    assert set(differences[rows, columns]) == {120}
+    chosen = picture[top + 528 : top + 528 + 256, left : left + 256]
+    # Patches (1, 1) and (1, 2) are drawn as they are, the others faded.
+    assert chosen[64 + 40, 64 + 8].tolist() == [80] * 3
+    assert (chosen[8, 8] > 150).all()
+
+
 def test_inspect_from_the_command_line(tmp_path):
     folder = write_frames(tmp_path / "Class/video", moving_frames(4))
     encode(tmp_path / "Class/other.avi", moving_frames(4))

@@ -157,6 +157,8 @@ def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
     assert report["scores"][7]["top1"] == report["scores"][8]["top1"] == 1
     with np.load(out / "pretrained-tokens-train.npz") as tokens:
         assert tokens["values"].shape == (5, 2, 64, 48)  # two clips of each video
+    assert not (out / "pretrained-train.npz").exists()  # they follow from the tokens
+    assert (out / "raw-pixels-train.npz").exists()
     assert (out / "confusion.png").stat().st_size > 10_000
     listed = tmp_path / "list.txt"
     listed.write_text(f"{data}/c0/v0.avi\n")

@@ -430,24 +430,51 @@ def test_memory_does_not_grow_with_length(tmp_path):
     assert growth_kib < 5000  # FFmpeg's index of the packets takes 2 to 3 MB
 
 
-def test_the_two_steps_equal_the_fused_one(source, tmp_path):
+@pytest.mark.parametrize("kind", ["frame-mean", "change"])
+def test_the_two_steps_equal_the_fused_one(source, tmp_path, kind):
     maps, two, one = (tmp_path / name for name in ("maps", "two", "one"))
-    assert savimae("saliency", source, maps).returncode == 0
-    assert savimae("patches", maps, two).returncode == 0
-    assert savimae("preprocess", source, one).returncode == 0
+    assert savimae("saliency", source, maps, "--saliency", kind).returncode == 0
+    assert savimae("patches", maps, two, "--saliency", kind).returncode == 0
+    done = savimae("preprocess", source, one, "--saliency", kind)
+    assert done.returncode == 0
+    # Of change, what is salient is decided for each clip.
+    assert ("of patches salient" in done.stdout) == (kind == "frame-mean")
+    recorded = json.loads((one / "config.json").read_text())
+    assert recorded.get("saliency") == (None if kind == "frame-mean" else kind)
+    assert ("threshold" in recorded) == (kind == "frame-mean")
     names = sorted(path.name for path in (maps / "Bowling/v_Bowling_g02_c01").iterdir())
     assert names == [f"img_{index:05}.png" for index in range(1, 6)]
     assert len(list((maps / "Bowling/more/deep.video").iterdir())) == 300
     assert arrays(one).keys() == arrays(two).keys()
     for name, array in arrays(one).items():
         np.testing.assert_array_equal(np.load(two / name), array)
-    done = savimae("saliency", source, maps)
+        assert (array.max() > 1) == (kind == "change")
+    done = savimae("saliency", source, maps, "--saliency", kind)
     assert "0 videos" in done.stdout
     assert "4 were there already" in done.stdout
     # Maps and frames are not mixed in one folder of arrays.
-    done = savimae("patches", maps, one)
+    done = savimae("patches", maps, one, "--saliency", kind)
     assert done.returncode == 2
     assert "source is 'frames' there and 'maps' here" in done.stderr
+
+
+def test_kinds_of_saliency_do_not_mix(source, tmp_path):
+    words = ("preprocess", source, tmp_path / "out")
+    assert savimae(*words, "--saliency", "change", "--limit", "1").returncode == 0
+    for more, message in (
+        ((), "saliency is 'change' there and None here"),
+        (
+            ("--saliency", "change", "--threshold", "0.4"),
+            "--threshold is for --saliency frame-mean",
+        ),
+        (
+            ("--saliency", "change", "--dtype", "float32"),
+            "--dtype float32 is for --saliency frame-",
+        ),
+    ):
+        done = savimae(*words, *more)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
 
 
 def test_maps_of_another_model_are_resized_as_defined(tmp_path):

@@ -283,6 +283,19 @@ def test_computed_change_is_between_the_frames_of_the_clip(squares, augment, n_f
     assert len(set(chosen)) == 4  # of a single frame nothing changes: ties, drawn by the key
 
 
+def test_scores_are_not_taken_for_patches(tmp_path):
+    """Arrays of change without their config.json: nearly every patch would be salient."""
+    frames = write_frames(tmp_path / "x", moving_frames(12), ".png")
+    reader = ClipReader(ClipConfig(4, 2, SIZE), READER_SALIENCY, 2, str(tmp_path))
+    for allowed in (0, 1, 255):
+        np.save(tmp_path / "x.npy", np.full((12, 8, 8), allowed, np.uint8))
+        salient = reader.read(Video(str(frames), "x"), keys(1)[0]).saliency
+        assert salient.all() == bool(allowed)
+    np.save(tmp_path / "x.npy", np.arange(12 * 64, dtype=np.uint8).reshape(12, 8, 8))
+    with pytest.raises(SavimaeError, match=r"x\.npy: holds scores, and not which patches are"):
+        reader.read(Video(str(frames), "x"), keys(1)[0])
+
+
 def test_arrays_of_change_hold_scores(tmp_path):
     frames = write_frames(tmp_path / "x", moving_frames(12), ".png")
     reader = ClipReader(ClipConfig(4, 2, SIZE), CHANGE_SALIENCY, 2, str(tmp_path))

@@ -72,6 +72,20 @@ def test_a_pipeline_derives_the_arrays_from_the_model(slurm, videos, tmp_path):
     assert lines[2].startswith("  sbatch --dependency=afterok:$job --kill-on-invalid-dep=yes ")
 
 
+def test_a_pipeline_of_change(slurm, videos, tmp_path):
+    words = ("pipeline", videos, "--saliency-root", tmp_path / "arrays", "--out", tmp_path / "run",
+             "--shards", "3", "--output", tmp_path / "scripts")  # fmt: skip
+    done = slurm(*words, "--", "--saliency", "change")
+    assert done.returncode == 0, done.stderr
+    texts = {kind: (tmp_path / f"scripts/{kind}.sh").read_text() for kind in PIPELINE}
+    for text in texts.values():
+        assert "  --saliency change\n" in text
+        assert "--threshold" not in text
+    done = slurm(*words[:-2], "--threshold", "0.4", "--", "--saliency", "change")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--threshold is for --saliency frame-mean" in done.stderr
+
+
 def test_finetuning_is_a_job_like_training(slurm, videos, tmp_path):
     checkpoint, out = tmp_path / "pretrained.pt", tmp_path / "classifier"
     model = small_model()

@@ -38,6 +38,18 @@ def test_check_says_what_is_missing(videos, tmp_path):
     assert "cannot --overwrite" in savimae(*words, "--check", "--overwrite").stderr
 
 
+def test_arrays_of_change_are_counted(videos, tmp_path):
+    words = ("preprocess", videos, tmp_path / "out", "--input-size", "64", "--saliency", "change")
+    done = savimae(
+        "slurm", *words[:3], "--shards", "2", "--output", tmp_path / "j", "--", *words[3:]
+    )
+    assert done.returncode == 0, done.stderr
+    assert savimae(*words, "--limit", "3").returncode == 0
+    assert savimae(*words, "--check").stdout.endswith("3 of 4 arrays are there, 1 missing\n")
+    done = savimae("slurm", "status", tmp_path / "out")
+    assert "done     3 of 4 videos (75.0%)" in done.stdout, done.stderr
+
+
 @pytest.mark.usefixtures("pretended")
 def test_only_missing_parts_that_nobody_works_on_are_submitted(slurm, videos, tmp_path):
     out, script = tmp_path / "out", tmp_path / "job.sh"

@@ -12,7 +12,7 @@ from runs import checkpoint, config, log_of, same_weights
 from savimae.model.attention import FUSED, PRODUCTS
 from savimae.samples.masking import MaskSpec
 from savimae.system.errors import SavimaeError, UsageError
-from savimae.training import attention_choice, launch, pretrain
+from savimae.training import attention_choice, launch, pretrain, setup
 from savimae.training.attention_choice import AttentionShape, choose_ways, trial
 from savimae.training.pretrain import train
 
@@ -135,3 +135,9 @@ def test_the_shapes_are_those_of_a_batch(data, tmp_path, monkeypatch):
     visible = shapes["encoder"].lengths
     assert len(visible) == 4
     assert 1 <= int(visible.min()) <= int(visible.max()) <= spec.n_tokens // 2 + 1
+
+
+def test_gpus_have_no_choice(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "choose_device", lambda *_: torch.device("cuda"))
+    with pytest.raises(UsageError, match="--attention fused is for CPUs: GPUs have one way; leave"):
+        train(config(data, tmp_path / "run", attention="fused"))

@@ -61,7 +61,7 @@ def test_a_test_averages_softmax_and_goes_on(tmp_path):
     model.forward = lambda views: torch.where(views <= torch.arange(6), weights.log(), 0.0)
     videos = [Video(str(n), str(n), label) for n, label in ((0, 5), (3, 0), (4, 1))]
 
-    def test_after(step):
+    def of_step(step):
         settings = {"step": step}
         path = str(tmp_path / "test.partial.json")
         return ClassifierTest(
@@ -70,7 +70,7 @@ def test_a_test_averages_softmax_and_goes_on(tmp_path):
 
     # Views 0 and 2: (1 2 3 4 5 6) / 21 and (1 1 3 4 5 6) / 20; 3 and 5: (1 1 1 4 5 6) / 18 and
     # (1 1 1 1 1 6) / 11; 4 and 6: (1 1 1 1 5 6) / 15 and all 1 / 6.
-    first, second, third = test_after(7).run(model, StopSignals()) or []
+    first, second, third = of_step(7).run(model, StopSignals()) or []
     assert first == [5, 4, 3, 2, 1]
     assert second[:3] == [5, 4, 3]
     assert third[:2] == [5, 4]
@@ -82,16 +82,16 @@ def test_a_test_averages_softmax_and_goes_on(tmp_path):
     # What was kept of another test does not count, of this one it does.
     kept = {"step": 7, "predictions": [[2, 0, 1, 3, 4]]}
     (tmp_path / "test.partial.json").write_text(json.dumps(kept))
-    assert test_after(8).run(model, StopSignals()) == [first, second, third]
-    assert test_after(7).run(model, StopSignals()) == [[2, 0, 1, 3, 4], second, third]
+    assert of_step(8).run(model, StopSignals()) == [first, second, third]
+    assert of_step(7).run(model, StopSignals()) == [[2, 0, 1, 3, 4], second, third]
 
     for wrong in (3, [3], [[0.5]], [["1"]], [[True]], [[6]], [[-1]], [[]], [[0]] * 4, [[0] * 6]):
         write_json(str(tmp_path / "test.partial.json"), {"step": 7, "predictions": wrong})
         with pytest.raises(SavimaeError, match=r"partial\.json: not what a test leaves"):
-            test_after(7).run(model, StopSignals())
+            of_step(7).run(model, StopSignals())
     (tmp_path / "test.partial.json").write_text("[" * 100_000)
     with pytest.raises(SavimaeError, match=r"partial\.json: not what a test leaves"):
-        test_after(7).run(model, StopSignals())
+        of_step(7).run(model, StopSignals())
 
 
 def test_layers_and_their_learning_rates():
