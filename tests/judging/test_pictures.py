@@ -57,7 +57,7 @@ def test_inspect_of_change(tmp_path):
     for index, frame in enumerate(frames):
         frame[16:32, 16 + 4 * index : 32 + 4 * index] = 80
     video = write_frames(tmp_path / "x", frames, ".png")
-    config = SaliencyConfig(64, 16, kind="change", share=0.1)
+    config = SaliencyConfig(64, 16, kind="change", share=0.125)  # 16 of 128 patches
     figures.inspect_video(str(video), str(tmp_path / "x.png"), config, 6, "none")
     picture = imageio.imread(tmp_path / "x.png").astype(int)
     left = picture.shape[1] - figures.MARGIN_PX - 6 * 256 - 5 * 8
