@@ -132,6 +132,33 @@ def finetune_config(test_crops: int, save_every: tuple[str, ...], **options: Any
         raise UsageError(str(error)) from None
 
 
+# Defaults of `savimae finetune` that a --recipe changes.
+RECIPES: dict[str, dict[str, Any]] = {
+    "small": {
+        "pool": "time", "standardize": True, "head_scale": 1.0,
+        "batch_size": 32, "epochs": 40, "base_lr": 8e-3, "layer_decay": 1.0,
+        "smallest_crop": 0.7, "hflip": False, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
+        "drop_path": 0.0, "test_crops": 0,
+    },
+}  # fmt: skip
+
+
+def take_recipe(ctx: click.Context, _param: click.Parameter, name: str) -> None:
+    """The callback of --recipe, called before other options are read: what is typed counts more."""
+    ctx.default_map = dict(RECIPES.get(name, {}))
+
+
+def _rate_of_its_own(
+    ctx: click.Context, _param: click.Parameter, value: float | None
+) -> float | None:
+    """The callback of --lr, which counts more than the --base-lr of a recipe."""
+    if value is not None and ctx.default_map:
+        ctx.default_map = {
+            name: each for name, each in ctx.default_map.items() if name != "base_lr"
+        }
+    return value
+
+
 class GroupedCommand(click.Command):
     """A command whose help shows its options under headings; see `option_group`."""
 
@@ -176,7 +203,12 @@ def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[...
             type=float,
             help=f"Rate for an effective batch of 256; it grows with the batch.  [{base_lr}]",
         ),
-        click.option("--lr", type=float, help="The learning rate itself, instead of --base-lr."),
+        click.option(
+            "--lr",
+            type=float,
+            callback=_rate_of_its_own,
+            help="The learning rate itself, instead of --base-lr.",
+        ),
         click.option("--min-lr", type=float, help=f"[{min_lr}]"),
         click.option(
             "--warmup-epochs", type=float, help=f"[a tenth of the epochs, at most {warmup}]"

@@ -9,6 +9,7 @@ import click
 from savimae.commands.options import (
     ALLOW_OVERLAP,
     PATH,
+    RECIPES,
     ROOT,
     SALIENCY_KIND,
     SAVING,
@@ -17,6 +18,7 @@ from savimae.commands.options import (
     finetune_config,
     optimization_options,
     option_group,
+    take_recipe,
     train_config,
 )
 from savimae.system.allocator import keep_memory
@@ -246,6 +248,11 @@ def train(allocator: str, **options: Any) -> int:
     click.option(
         "--untrained", is_flag=True, help="Take the checkpoint's shape only, for comparison."
     ),
+    click.option(
+        "--recipe", type=click.Choice(["published", *RECIPES]), default="published",
+        show_default=True, is_eager=True, expose_value=False, callback=take_recipe,
+        help="Other defaults; small: for a few hundred videos that look alike.",
+    ),
 )  # fmt: skip
 @option_group(
     "Clips",
@@ -263,6 +270,21 @@ def train(allocator: str, **options: Any) -> int:
     click.option("--cutmix", type=float, default=1.0, show_default=True, help="0: never."),
 )  # fmt: skip
 @option_group(
+    "Head",
+    click.option(
+        "--pool", type=click.Choice(["mean", "time"]), default="mean", show_default=True,
+        help="What it sees: the mean of all tokens, or one mean for each time step.",
+    ),
+    click.option(
+        "--standardize/--no-standardize", default=False, show_default=True,
+        help="Let every value it sees have mean 0 and deviation 1 over the clips.",
+    ),
+    click.option(
+        "--head-scale", type=float, default=0.001, show_default=True,
+        help="Of its initial weights.",
+    ),
+)  # fmt: skip
+@option_group(
     "Regularisation",
     click.option("--label-smoothing", type=float, default=0.1, show_default=True),
     click.option(
@@ -273,10 +295,6 @@ def train(allocator: str, **options: Any) -> int:
     click.option(
         "--head-dropout", type=float, default=0.0, show_default=True,
         help="Share of the features that the last layer does not see.",
-    ),
-    click.option(
-        "--head-scale", type=float, default=0.001, show_default=True,
-        help="Of the initial weights of the last layer.",
     ),
     click.option(
         "--ema", type=float, default=0.0, show_default=True,

@@ -23,19 +23,23 @@ EPOCHS = 40  # or as many as make ...
 LEAST_STEPS = 1000
 BATCH = 64
 DECAY_TO = 0.01  # of the rate, by a cosine
+SMALLEST_VARIANCE = 1e-6  # of the tokens in a direction, over the largest
+PART = 2**14  # tokens at a time
 
 
 class AttentiveProbe(nn.Module):
     """Cross-attention with one query for each head, then a linear layer.
 
     Args:
-        mean, deviation: float32 `[D]`, of the tokens of training, which standardise all tokens.
+        mean, whitening: float32 `[D]` and `[D, D]`: `(tokens - mean) @ whitening` have variance 1
+            in every direction and no correlations. Tokens of a trained encoder differ so much more
+            in some directions than in others that no rate of learning suits them all.
     """
 
     mean: Tensor
-    deviation: Tensor
+    whitening: Tensor
 
-    def __init__(self, dim: int, heads: int, n_classes: int, mean: Tensor, deviation: Tensor):
+    def __init__(self, dim: int, heads: int, n_classes: int, mean: Tensor, whitening: Tensor):
         super().__init__()
         self.heads = heads
         self.query = nn.Parameter(torch.empty(heads, dim // heads))
@@ -49,23 +53,23 @@ class AttentiveProbe(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation)
+        self.register_buffer("whitening", whitening)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens float32 `[B, N, D]` -> logits `[B, K]`.
 
         Keys and values are linear in the tokens and there is one query a head, so the weights can
         be multiplied first: scores are tokens times one vector a head, and the values of the mean
-        token are the mean of the values. So is standardising: it scales that vector, adds the same
-        to all scores, and what it does to tokens it does to their mean. No token is touched for
+        token are the mean of the values. So is whitening: it turns that vector, adds the same to
+        all scores, and what it does to tokens it does to their mean. No token is touched for
         anything but two products, and the result is the same.
         """
         width = self.query.shape[1]
         # [D, D] -> [heads, d, D]; with [heads, d] -> [heads, D]
         keys, of_values = (each.weight.unflatten(0, (-1, width)) for each in (self.key, self.value))
-        directions = torch.einsum("hd,hde->he", self.query, keys) / self.deviation
+        directions = torch.einsum("hd,hde->he", self.query, keys) @ self.whitening.T
         weights = (tokens @ directions.T * width**-0.5).softmax(1)  # [B, N, heads]
-        pooled = (weights.transpose(1, 2) @ tokens - self.mean) / self.deviation  # [B, heads, D]
+        pooled = (weights.transpose(1, 2) @ tokens - self.mean) @ self.whitening  # [B, heads, D]
         values = torch.einsum("bhe,hde->bhd", pooled, of_values)
         mixed = values.flatten(1) + self.value.bias  # weights add up to 1
         return self.head(self.proj(mixed))
@@ -149,7 +153,17 @@ def attentive(
 
 
 def _statistics(tokens: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each of the D values over all tokens, float32 `[D]`."""
+    """Mean float32 `[D]` of all tokens, and what whitens them, float32 `[D, D]`.
+
+    Directions in which they hardly differ are left out: they would be rounding, made large.
+    """
     flat = torch.from_numpy(tokens).flatten(0, 2)
-    deviation, mean = torch.std_mean(flat, 0, correction=0)
-    return mean, torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, 1.0)
+    mean = flat.mean(0)
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for part in flat.split(PART):
+        centred = (part - mean).double()
+        covariance += centred.T @ centred
+    variances, directions = torch.linalg.eigh(covariance / len(flat))
+    is_there = variances > SMALLEST_VARIANCE * variances[-1]
+    scale = torch.where(is_there, variances.clamp(min=1e-300).rsqrt(), 0.0)
+    return mean, (directions * scale).float()

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from savimae.model.classifier import VideoClassifier
+from savimae.model.classifier import HeadConfig, Standardize, VideoClassifier
 from savimae.model.config import VideoMAEConfig
 from savimae.model.videomae import VideoMAE
 from savimae.system.errors import SavimaeError, shown
 
 ENCODER = "encoder."
-HEAD = ("fc_norm.", "head.")  # what a classifier has beside the encoder
+HEAD = ("fc_norm.", "standardize.", "head.")  # what a classifier has beside the encoder
 State = dict[str, Tensor]
 
 
@@ -120,8 +120,38 @@ def expected_parameters(state: Mapping[str, Any], config: VideoMAEConfig) -> Sta
     head = state.get("head.weight")
     with torch.device("meta"):
         if isinstance(head, Tensor):
-            return VideoClassifier(config, len(head)).state_dict()
+            return VideoClassifier(config, len(head), head=head_of(state, config)).state_dict()
         return VideoMAE(config).state_dict()
+
+
+def head_of(state: Mapping[str, Any], config: VideoMAEConfig) -> HeadConfig:
+    """What the last layer of the classifier `state` sees."""
+    by_time = HeadConfig("time")
+    is_by_time = tuple(state["head.weight"].shape[1:]) == (by_time.width(config),)
+    pool = by_time.pool if config.time_steps > 1 and is_by_time else HeadConfig.pool
+    return HeadConfig(pool, "standardize.mean" in state)
+
+
+def published_head(state: Mapping[str, Tensor], config: VideoMAEConfig) -> State:
+    """A classifier with the head of published ones that predicts the same.
+
+    To standardise is linear once the means are fixed: it goes into the last layer.
+
+    Raises:
+        ValueError: it sees more than the mean of all tokens.
+    """
+    head = head_of(state, config)
+    if head.pool != HeadConfig.pool:
+        raise ValueError(
+            "a classifier that sees one mean for each time step, which other layouts have no place "
+            "for; fine-tune with --pool mean"
+        )
+    left = dict(state)
+    if head.standardize:
+        mean, variance = left.pop("standardize.mean"), left.pop("standardize.variance")
+        left["head.weight"] = left["head.weight"] / (variance + Standardize.EPS).sqrt()
+        left["head.bias"] = left["head.bias"] - left["head.weight"] @ mean
+    return left
 
 
 def usual_biases(folder: str, state: Mapping[str, Tensor]) -> State:

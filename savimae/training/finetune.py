@@ -1,7 +1,7 @@
 """Fine-tuning a classifier: from options to a run of the loop, and the test after it.
 
-Legend: B clips, T frames, S input size, K classes, L depth and D width of the encoder, V views of a
-video.
+Legend: B clips, T frames, S input size, K classes, L depth of the encoder, W width of what the last
+layer sees, V views of a video.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from savimae.data.lists import (
     shared_groups,
 )
 from savimae.data.video import naming_video, open_video
-from savimae.model.classifier import VideoClassifier
+from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import VideoMAEConfig
 from savimae.samples.augment import (
     draw_mixing,
@@ -107,6 +107,9 @@ class FinetuneConfig(RunConfig):
     head_scale: float = 0.001
     ema: float = 0.0  # decay of the averaged weights; 0: none
 
+    pool: str = "mean"  # see `HeadConfig`
+    standardize: bool = False
+
     test_clips: int = 5
     test_crops: int | None = 3  # None: whole frames, pressed
     test_every: int = 0  # epochs; 0: at the end only
@@ -137,6 +140,14 @@ class FinetuneConfig(RunConfig):
         if self.dataset is not None and self.root is not None:
             raise ValueError("--root is for lists; --dataset takes the folder of all its videos")
         Views(self.test_clips, self.test_crops)
+        if self.head.standardize and self.batch_size < 2:
+            raise ValueError(
+                "--standardize compares the clips of a batch; give --batch-size 2 or more"
+            )
+
+    @property
+    def head(self) -> HeadConfig:
+        return HeadConfig(self.pool, self.standardize)
 
 
 # ---------------------------------------------------------------------------------- the task
@@ -149,7 +160,7 @@ class Sample(NamedTuple):
     pixels: np.ndarray  # uint8 [T, S, S, 3]
     target: np.ndarray  # float32 [K], probabilities
     branches: np.ndarray  # float32 [L, 2]
-    features: np.ndarray  # float32 [D]
+    features: np.ndarray  # float32 [W]
 
 
 class Batch(NamedTuple):
@@ -158,7 +169,7 @@ class Batch(NamedTuple):
     pixels: Tensor  # uint8 [B, T, S, S, 3]
     targets: Tensor  # float32 [B, K]
     branches: Tensor  # float32 [L, 2, B]
-    features: Tensor  # float32 [B, D]
+    features: Tensor  # float32 [B, W]
 
 
 class Finetuning(PlainTask):
@@ -212,7 +223,7 @@ class Finetuning(PlainTask):
         )
         shape = self.model.config
         branches = drop_path_branches(key, config.drop_path, shape.encoder_depth)
-        features = dropout_features(key, config.head_dropout, shape.encoder_dim)
+        features = dropout_features(key, config.head_dropout, self.model.head.in_features)
         return Sample(video, pixels, target, branches, features)
 
     def _clip(self, video: Video, key: np.uint64) -> np.ndarray:
@@ -300,6 +311,8 @@ class Finetuning(PlainTask):
             setup.plan.batch_size, setup.device, setup.precision, setup.world,
         )  # fmt: skip
         tested = self.model if self.averaged is None else self.averaged
+        if config.standardize:  # with the first process's running means, which checkpoints hold
+            setup.world.share_state(tested)
         predictions = of_classifier.run(tested, signals)
         self.model.train()
         if predictions is None:
@@ -430,6 +443,8 @@ class FinetuningRun:
             "sampling_rate": self.clips.sampling_rate,
             **shape,
             **{name: getattr(config, name) for name in names},
+            **({"pool": config.pool} if config.pool != HeadConfig.pool else {}),
+            **({"standardize": True} if config.standardize else {}),
             **({"attention": self.ways} if self.ways else {}),
             **common_settings(self.setup),
         }
@@ -457,12 +472,13 @@ class FinetuningRun:
         self.settled = found
 
     def build(self, is_new: bool) -> Finetuning:
-        model = VideoClassifier(self.shape, self.n_classes, self.config.head_scale)
-        if is_new and not self.config.untrained:
+        config = self.config
+        model = VideoClassifier(self.shape, self.n_classes, config.head_scale, config.head)
+        if is_new and not config.untrained:
             model.load_encoder(self.weights.state)
         use_ways(model, self.ways)
         model.to(self.setup.device)
-        return Finetuning(model, self.labelled, self.overlap, self.clips, self.config, self.setup)
+        return Finetuning(model, self.labelled, self.overlap, self.clips, config, self.setup)
 
     def make_optimizer(self, task: Finetuning) -> torch.optim.Optimizer:
         groups = parameter_groups(

@@ -32,7 +32,9 @@ from savimae.model.layouts import (
     State,
     expected_parameters,
     from_huggingface,
+    head_of,
     our_names,
+    published_head,
     refuse_lost_biases,
     to_huggingface,
     usual_biases,
@@ -100,7 +102,8 @@ def load_classifier(path: str) -> VideoClassifier:
         raise SavimaeError(
             f"{shown(path)}: a pretraining model, not a classifier; `savimae finetune` makes one"
         )
-    model = VideoClassifier(weights.config, weights.n_classes)
+    head = head_of(weights.state, weights.config)
+    model = VideoClassifier(weights.config, weights.n_classes, head=head)
     model.load_state_dict(weights.state)
     return model
 
@@ -189,11 +192,18 @@ def convert(source: str, out: str, to: str, **shape: int) -> Weights:
 
     Raises:
         SavimaeError: as `load_weights`.
-        UsageError: an unknown layout, or `out` is a folder where a file is to be, or the reverse.
+        UsageError: an unknown layout, one that has no place for a classifier's head, or `out` is a
+            folder where a file is to be, or the reverse.
     """
     if to not in LAYOUTS:
         raise UsageError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
     weights = read_weights(source, **shape)
+    if weights.n_classes is not None and to != "savimae":
+        try:
+            state = published_head(weights.state, weights.config)
+        except ValueError as error:
+            raise UsageError(f"{shown(source)}: {error}") from None
+        weights = dataclasses.replace(weights, state=state)
     if to == "huggingface":
         if os.path.exists(out):
             raise UsageError(f"{shown(out)} exists; name a new folder")

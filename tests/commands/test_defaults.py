@@ -9,6 +9,7 @@ import click
 import pytest
 
 from savimae.cli import cli
+from savimae.commands.options import RECIPES, finetune_config
 from savimae.judging.load import ClipOptions, MaskOptions
 from savimae.judging.reconstruct import Drawings
 from savimae.model.config import VideoMAEConfig
@@ -103,3 +104,20 @@ def test_the_help_names_the_default_that_the_code_takes(command, name):
     else:
         numbers = [float(word) for word in words if re.fullmatch(r"\d[\d.e-]*", word)]
         assert expected in numbers
+
+
+def test_a_recipe_changes_defaults_and_what_is_typed_counts_more():
+    command, given = cli.commands["finetune"], ["run", "--train", "a", "--test", "b", "--out", "c"]
+
+    def parsed(*words):
+        return command.make_context("finetune", [*given, *words]).params
+
+    published, small = parsed(), parsed("--recipe", "small")
+    assert parsed("--recipe", "published") == published
+    assert {n: small[n] for n in small if small[n] != published[n]} == RECIPES["small"]
+    # Before or after the recipe; --lr instead of its --base-lr.
+    typed = parsed("--lr", "0.002", "--mixup", "0.5", "--recipe", "small", "--pool", "mean")
+    changed = {n: typed[n] for n in typed if typed[n] != small[n]}
+    assert changed == {"lr": 0.002, "base_lr": None, "mixup": 0.5, "pool": "mean"}
+    assert finetune_config(**{n: typed[n] for n in typed if n != "allocator"}).lr == 0.002
+    assert parsed() == published  # nothing of it is left behind

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from savimae.judging.attentive import AttentiveProbe, attentive, fit, predict
+from savimae.judging.attentive import AttentiveProbe, _statistics, attentive, fit, predict
 
 
 def marked_tokens(n: int, seed: int, n_views: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +27,8 @@ def marked_tokens(n: int, seed: int, n_views: int = 2) -> tuple[np.ndarray, np.n
 
 def test_it_is_cross_attention_with_one_query():
     torch.manual_seed(0)
-    mean, deviation = torch.randn(12), torch.rand(12) + 0.5
-    probe = AttentiveProbe(12, 3, 4, mean, deviation)
+    mean, whitening = torch.randn(12), torch.randn(12, 12)
+    probe = AttentiveProbe(12, 3, 4, mean, whitening)
     for parameter in probe.parameters():
         torch.nn.init.normal_(parameter)
     reference = torch.nn.MultiheadAttention(12, 3, batch_first=True)
@@ -42,10 +42,23 @@ def test_it_is_cross_attention_with_one_query():
         reference.out_proj.weight.copy_(probe.proj.weight)
         reference.out_proj.bias.copy_(probe.proj.bias)
     tokens = torch.randn(5, 7, 12)
-    normal = (tokens - mean) / deviation
+    normal = (tokens - mean) @ whitening
     query = probe.query.flatten().expand(5, 1, 12)
     expected = probe.head(reference(query, normal, normal)[0][:, 0])
-    torch.testing.assert_close(probe(tokens), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(probe(tokens), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_tokens_are_whitened_and_what_never_changes_is_left_out(monkeypatch):
+    monkeypatch.setattr("savimae.judging.attentive.PART", 100)
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(20, 2, 12, 5)) * [100, 1, 1, 0.01, 1] + [5, 0, 0, 0, 7]
+    tokens[..., 2] += 3 * tokens[..., 1]  # correlated
+    tokens[..., 4] = 7  # constant
+    mean, whitening = _statistics(tokens.astype(np.float32))
+    white = (tokens.reshape(-1, 5) - mean.double().numpy()) @ whitening.double().numpy()
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-3)
+    # 0.01 squared is 1e-8 of 100 squared, and the constant is none: two directions are left out.
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.diag([0, 0, 1, 1, 1]), atol=1e-3)
 
 
 def test_it_finds_what_a_mean_of_tokens_cannot():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from media import encode, moving_frames, random_bytes, savimae
 from runs import checkpoint, config, finish, hooked, losses, make_videos, ranks, same_weights
 
 from savimae.data.lists import Video, label_of, read_list
-from savimae.model.classifier import VideoClassifier
+from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import model_config
 from savimae.samples.augment import (
     Mixing,
@@ -37,6 +38,7 @@ from savimae.training.checkpoint import SaveEvery
 from savimae.training.classifier_test import ClassifierTest, summarize
 from savimae.training.distributed import World
 from savimae.training.finetune import FinetuneConfig, finetune
+from savimae.training.loop import Loop
 from savimae.training.optimizer import layer_of, parameter_groups
 from savimae.training.pretrain import train
 from savimae.training.schedule import Schedule
@@ -163,6 +165,32 @@ def test_dropped_features_do_not_reach_the_head():
     torch.testing.assert_close(logits[1], model(clips)[1])
 
 
+def test_the_head_sees_standardised_means_of_time_steps():
+    shape = model_config("tiny", image_size=32, num_frames=6, encoder_depth=1)  # 3 steps of 4
+    torch.manual_seed(0)
+    head = HeadConfig("time", standardize=True)
+    model = VideoClassifier(shape, 5, head_scale=1.0, head=head)
+    clips = torch.randint(0, 256, (4, 6, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        tokens = model.encoder.whole(clips).view(4, 3, 4, 192)
+        features = model.fc_norm(tokens.mean(2)).flatten(1)  # [4, 576]
+        mean, variance = features.mean(0), features.var(0, correction=0)
+        wanted = model.head((features - mean) / (variance + 1e-5).sqrt())
+        torch.testing.assert_close(model.train()(clips), wanted)
+        # Running values move by a tenth; that of the variance is the unbiased one.
+        torch.testing.assert_close(model.standardize.mean, 0.1 * mean)
+        running = 0.9 + 0.1 * features.var(0)
+        torch.testing.assert_close(model.standardize.variance, running)
+        alone = model.eval()(clips[:1])
+        wanted = model.head((features[:1] - 0.1 * mean) / (running + 1e-5).sqrt())
+        torch.testing.assert_close(model.train()(clips[:1]), wanted)
+        torch.testing.assert_close(alone, wanted)
+    names = {name for name, _ in model.named_parameters()}
+    assert not any("standardize" in name for name in names)  # nothing of it is learned
+    with pytest.raises(ValueError, match="pool 'space' is not one of mean, time"):
+        HeadConfig("space")
+
+
 def test_targets():
     np.testing.assert_allclose(soft_target(2, 2, 1.0, 4, 0.0), [0, 0, 1, 0])
     np.testing.assert_allclose(soft_target(2, 2, 1.0, 4, 0.1), [0.025, 0.025, 0.925, 0.025])
@@ -235,6 +263,8 @@ def test_erasing():
         ({"test": None}, "give --test and a list for --train, or --dataset"),
         ({"dataset": "ucf101"}, "give --test and a list for --train, or --dataset"),
         ({"splits": "x"}, "--splits goes with --dataset"),
+        ({"pool": "tokens"}, "pool 'tokens' is not one of mean, time"),
+        ({"standardize": True, "batch_size": 1}, "give --batch-size 2 or more"),
         ({"split": 1}, "--split goes with --dataset"),
         ({"test": None, "dataset": "ucf101", "root": "x"}, "--root is for lists; --dataset takes"),
     ],
@@ -386,6 +416,69 @@ at_call = lambda n: None
     )
     with pytest.raises(UsageError, match=message):
         finetune(finetune_config(pretrained, data, run, layer_decay=0.5))
+
+
+HEAD = {"pool": "time", "standardize": True}
+
+
+def test_another_head_is_kept_and_resumed_exactly(pretrained, data, tmp_path, monkeypatch):
+    settings = {**HEAD, "test_every": 1, "head_dropout": 0.1}
+    runs = [tmp_path / "whole", tmp_path / "parts"]
+    assert finetune(finetune_config(pretrained, data, runs[0], **settings)) == 0
+    monkeypatch.setattr(Loop, "run", interrupted(Loop.run, 2))
+    assert finetune(finetune_config(pretrained, data, runs[1], **settings)) == 85
+    monkeypatch.undo()
+    assert finetune(finetune_config(pretrained, data, runs[1], **settings)) == 0
+    assert same_weights(*runs)
+    assert top1_of(runs[1]) == top1_of(runs[0])
+    content = checkpoint(runs[0])
+    assert {name: content["settings"][name] for name in HEAD} == HEAD
+    assert content["model"]["head.weight"].shape == (2, 2 * 192)
+    assert content["model"]["standardize.mean"].abs().min() > 0
+    # The running means of the averaged weights are those of the model.
+    model = load_classifier(str(runs[0]))
+    assert torch.equal(model.standardize.mean, content["model"]["standardize.mean"])
+    message = r"pool is 'time' there and None here; standardize is True there and None here"
+    with pytest.raises(UsageError, match=message):
+        finetune(finetune_config(pretrained, data, runs[0], head_dropout=0.1, test_every=1))
+
+
+def interrupted(run, after):
+    """`Loop.run` that is asked to stop after so many steps."""
+
+    def stopped(self, signals, event):
+        step = self._step
+
+        def one(*arguments):
+            record = step(*arguments)
+            if self.step == after:
+                signals.received = signal.SIGTERM
+            return record
+
+        self._step = one
+        return run(self, signals, event)
+
+    return stopped
+
+
+def test_all_processes_test_with_the_running_means_of_the_first(pretrained, data, tmp_path):
+    words = finetune_command(pretrained, data, tmp_path / "run", batch_size=2, pool="time")
+    hook = """
+from savimae.training.classifier_test import ClassifierTest
+of_run = ClassifierTest.run
+def run(self, model, signals):
+    print("means", model.module.standardize.mean.double().sum().item())
+    return of_run(self, model, signals)
+ClassifierTest.run = run
+at_call = lambda n: None
+"""
+    means = []
+    for process in ranks(2, [*words, "--standardize"], hook):
+        code, text = finish(process)
+        assert code == 0, text
+        means += [float(line[6:]) for line in text.splitlines() if line.startswith("means ")]
+    kept = load_classifier(str(tmp_path / "run")).standardize.mean.double().sum().item()
+    assert means == [kept, kept]
 
 
 def test_stopped_in_a_test_and_resumed(pretrained, data, expected, tmp_path):

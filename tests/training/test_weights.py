@@ -14,10 +14,10 @@ import torch
 from media import random_bytes, savimae, truncate
 from models import SMALL, clips_for, small_model
 
-from savimae.model.classifier import VideoClassifier
+from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import model_config
 from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD
-from savimae.system.errors import SavimaeError
+from savimae.system.errors import SavimaeError, UsageError
 from savimae.training.weights import convert, load_classifier, load_model, load_weights
 
 SHAPE = {"image_size": 64, "num_frames": 8, "encoder_heads": 4, "decoder_heads": 2}
@@ -239,6 +239,37 @@ def test_classifiers_keep_every_bit(classifier, tmp_path, route):
         convert(str(path), str(tmp_path / "back.pt"), "savimae", **shape)
         path = tmp_path / "back.pt"
     assert torch.equal(logits_of(path, clips), expected)
+
+
+@pytest.mark.parametrize("pool", ["mean", "time"])
+def test_other_heads_are_folded_or_refused(classifier, tmp_path, pool):
+    path, clips, _ = classifier
+    content = torch.load(path, weights_only=True)
+    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=3)
+    head = HeadConfig(pool, standardize=True)
+    model = VideoClassifier(shape, 5, head_scale=1.0, head=head).eval()
+    missing = {"head.weight"} if pool == "time" else set()
+    state = {name: value for name, value in content["model"].items() if name not in missing}
+    model.load_state_dict(state, strict=False)
+    model.standardize.mean += torch.randn(len(model.standardize.mean))
+    model.standardize.variance *= 0.1 + torch.rand(len(model.standardize.variance))
+    torch.save({**content, "model": model.state_dict()}, path)
+    with torch.no_grad():
+        expected = model(clips)
+    convert(str(path), str(tmp_path / "copy.pt"), "savimae")
+    assert torch.equal(logits_of(tmp_path / "copy.pt", clips), expected)
+    for to in ("videomae", "huggingface"):
+        if pool == "time":
+            message = r"ours\.pt: a classifier that sees one mean for each time step, which other"
+            with pytest.raises(UsageError, match=message):
+                convert(str(path), str(tmp_path / to), to)
+            assert not (tmp_path / to).exists()
+        else:
+            convert(str(path), str(tmp_path / to), to)
+            convert(str(tmp_path / to), str(tmp_path / f"{to}.pt"), "savimae", **(
+                {"image_size": 32, "num_frames": 4} if to == "videomae" else {}))  # fmt: skip
+            found = logits_of(tmp_path / f"{to}.pt", clips)
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_classifier_of_hugging_face_gives_the_same_logits(classifier, tmp_path):
