@@ -89,7 +89,7 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = AttentiveProbe(dim, heads, int(y.max()) + 1, *_statistics(tokens))
-        optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=decay)
+        optimizer = torch.optim.AdamW(probe.parameters(), lr=rate, weight_decay=decay, fused=True)
         n_batches = -(-len(samples) // BATCH)
         epochs = max(EPOCHS, -(-LEAST_STEPS // n_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
