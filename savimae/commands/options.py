@@ -137,7 +137,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "small": {
         "pool": "time", "standardize": True, "head_scale": 1.0,
         "batch_size": 32, "epochs": 40, "base_lr": 8e-3, "layer_decay": 1.0,
-        "smallest_crop": 0.7, "hflip": False, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
+        "smallest_crop": 0.85, "hflip": False, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
         "drop_path": 0.0, "test_crops": 0,
     },
 }  # fmt: skip
