@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-with contextlib.suppress(ModuleNotFoundError, ImportError):  # an older commit knows no such thing
+with contextlib.suppress(ImportError):  # an older commit knows no such thing
     from savimae.system.cores import wait_briefly
 
     wait_briefly()  # as the command does, before torch is imported

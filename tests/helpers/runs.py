@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -133,3 +134,21 @@ def same_weights(run: Path, other: Path) -> bool:
     for key, state in ours["optimizer"]["state"].items():
         pairs += [(state[name], theirs["optimizer"]["state"][key][name]) for name in state]
     return ours["step"] == theirs["step"] and all(torch.equal(a, b) for a, b in pairs)
+
+
+def stopping(run, after):
+    """`Loop.run` that is asked to stop after so many steps."""
+
+    def stopped(self, signals, event):
+        step = self._step
+
+        def one(*arguments):
+            record = step(*arguments)
+            if self.step == after:
+                signals.received = signal.SIGTERM
+            return record
+
+        self._step = one
+        return run(self, signals, event)
+
+    return stopped

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 import torch
-from runs import checkpoint, config, log_of, same_weights
+from runs import checkpoint, config, log_of, same_weights, stopping
 
 from savimae.model.attention import FUSED, PRODUCTS
 from savimae.samples.masking import MaskSpec
@@ -104,24 +103,6 @@ def test_recorded_ways_that_cannot_be_are_one_line(data, tmp_path, damaged):
     torch.save(content, path)
     with pytest.raises(SavimaeError, match=r"the settings in the checkpoint .* attention is "):
         train(config(data, tmp_path / "run", epochs=1))
-
-
-def stopping(run, after):
-    """`Loop.run` that is asked to stop after so many steps."""
-
-    def stopped(self, signals, event):
-        step = self._step
-
-        def one(*arguments):
-            record = step(*arguments)
-            if self.step == after:
-                signals.received = signal.SIGTERM
-            return record
-
-        self._step = one
-        return run(self, signals, event)
-
-    return stopped
 
 
 def test_the_shapes_are_those_of_a_batch(data, tmp_path, monkeypatch):

@@ -5,14 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from media import encode, moving_frames, random_bytes, savimae
-from runs import checkpoint, config, finish, hooked, losses, make_videos, ranks, same_weights
+from runs import (
+    checkpoint,
+    config,
+    finish,
+    hooked,
+    losses,
+    make_videos,
+    ranks,
+    same_weights,
+    stopping,
+)
 
 from savimae.data.lists import Video, label_of, read_list
 from savimae.model.classifier import HeadConfig, VideoClassifier
@@ -425,7 +434,7 @@ def test_another_head_is_kept_and_resumed_exactly(pretrained, data, tmp_path, mo
     settings = {**HEAD, "test_every": 1, "head_dropout": 0.1}
     runs = [tmp_path / "whole", tmp_path / "parts"]
     assert finetune(finetune_config(pretrained, data, runs[0], **settings)) == 0
-    monkeypatch.setattr(Loop, "run", interrupted(Loop.run, 2))
+    monkeypatch.setattr(Loop, "run", stopping(Loop.run, 2))
     assert finetune(finetune_config(pretrained, data, runs[1], **settings)) == 85
     monkeypatch.undo()
     assert finetune(finetune_config(pretrained, data, runs[1], **settings)) == 0
@@ -441,24 +450,6 @@ def test_another_head_is_kept_and_resumed_exactly(pretrained, data, tmp_path, mo
     message = r"pool is 'time' there and None here; standardize is True there and None here"
     with pytest.raises(UsageError, match=message):
         finetune(finetune_config(pretrained, data, runs[0], head_dropout=0.1, test_every=1))
-
-
-def interrupted(run, after):
-    """`Loop.run` that is asked to stop after so many steps."""
-
-    def stopped(self, signals, event):
-        step = self._step
-
-        def one(*arguments):
-            record = step(*arguments)
-            if self.step == after:
-                signals.received = signal.SIGTERM
-            return record
-
-        self._step = one
-        return run(self, signals, event)
-
-    return stopped
 
 
 def test_all_processes_test_with_the_running_means_of_the_first(pretrained, data, tmp_path):
