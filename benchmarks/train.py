@@ -1,6 +1,7 @@
 """The whole `savimae train` against the bare step: loading, logging and start-up included.
 
-    python benchmarks/train.py [--clips FOLDER] [--model base] [--rounds 3] [--steps 15]
+    python benchmarks/train.py [--clips FOLDER] [--model base] [--input-size 224] [--rounds 3]
+        [--steps 15] [--precision bf16] [--sampling-rate 4]
 
 In every round the bare step (train_step.py: random clips in memory, savi masks) and the command, on
 videos and on frame folders, take turns, each in a process of its own. The share is the command's
@@ -35,17 +36,17 @@ from savimae.saliency.preprocess import WalkOptions, process
 from savimae.system.cores import available_cores
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-N_VIDEOS = 40
+BATCHES = 5  # of videos: an epoch
 
 
-def prepare(clips: str | None, work: str) -> None:
-    """WORK/videos and WORK/frames with 40 names each, and their arrays."""
+def prepare(clips: str | None, input_size: int, n_videos: int, work: str) -> None:
+    """WORK/videos and WORK/frames with `n_videos` names each, and their arrays."""
     source = clips or os.path.join(work, "made")
     if clips is None:
         os.makedirs(source)
         make_clips(source)
     found = find_videos(source).videos
-    for index in range(N_VIDEOS):
+    for index in range(n_videos):
         video = found[index % len(found)]
         target = os.path.join(work, "videos", f"{index:02}{os.path.splitext(video.path)[1]}")
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -56,13 +57,13 @@ def prepare(clips: str | None, work: str) -> None:
         else:
             shutil.copytree(os.path.join(work, "frames", f"{index % len(found):02}"), frames)
     for kind in ("videos", "frames"):
-        job = ArrayMaker(SaliencyConfig())
+        job = ArrayMaker(SaliencyConfig(input_size))
         options = WalkOptions(available_cores())
         process(os.path.join(work, kind), os.path.join(work, "arrays", kind), job, options)
 
 
 def bare_step(options: argparse.Namespace) -> float:
-    """GFLOP/s of the step alone, bf16, savi masks."""
+    """GFLOP/s of the step alone, savi masks."""
     setting = {
         "code": "savimae", "mask": "savi", "allocator": "keep", "decoder_mask_ratio": 0.0,
         "precision": options.precision, "batch": [options.batch_size],
@@ -70,7 +71,8 @@ def bare_step(options: argparse.Namespace) -> float:
     done = subprocess.run(
         [
             sys.executable, os.path.join(HERE, "train_step.py"), "--model", options.model,
-            "--steps", str(options.steps * 2 // 3), "--only", json.dumps(setting),
+            "--input-size", str(options.input_size), "--steps", str(options.steps * 2 // 3),
+            "--only", json.dumps(setting),
         ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
@@ -87,8 +89,9 @@ def command(
     every = options.steps // 3
     given = {
         "data": os.path.join(work, kind), "saliency_root": os.path.join(work, "arrays", kind),
-        "out": run, "model": options.model, "batch_size": options.batch_size // processes,
-        "epochs": options.steps * options.batch_size // N_VIDEOS, "log_every": every,
+        "out": run, "model": options.model, "input_size": options.input_size,
+        "sampling_rate": options.sampling_rate, "batch_size": options.batch_size // processes,
+        "epochs": options.steps // BATCHES, "log_every": every,
         "save_every": "10000ep", "precision": options.precision, "seed": 0, **changes,
     }  # fmt: skip
     words = [
@@ -132,13 +135,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", help="folder of real videos")
     parser.add_argument("--model", default="base")
+    parser.add_argument("--input-size", type=int, default=224)
+    parser.add_argument("--sampling-rate", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=15, help="a multiple of 15")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        prepare(options.clips, work)
+        prepare(options.clips, options.input_size, BATCHES * options.batch_size, work)
         rounds = []
         for _ in range(options.rounds):
             one = {"bare_gflop_per_s": round(bare_step(options), 1)}
@@ -167,6 +172,8 @@ def main() -> None:
         "hardware": hardware(),
         "versions": versions("savimae", "torch", "numpy", "av", "pillow"),
         "model": options.model,
+        "input_size": options.input_size,
+        "sampling_rate": options.sampling_rate,
         "batch_size": options.batch_size,
         "precision": options.precision,
         **{
