@@ -24,7 +24,7 @@ from savimae.data.lists import Video, names_digest
 from savimae.data.video import naming_video
 from savimae.judging.load import Machine
 from savimae.model.config import CHANNELS, VideoMAEConfig
-from savimae.model.videomae import VideoMAE, patchify, sinusoid_positions
+from savimae.model.videomae import VideoMAE, patchify, sinusoid_positions, time_means
 from savimae.saliency.arrays import parse_array, read_archive
 from savimae.samples.multi_view import ViewReader
 from savimae.system.errors import SavimaeError, UsageError, shown
@@ -91,8 +91,7 @@ def encoder_features(
 def pool_tokens(tokens: Tensor, pool: str, time_steps: int) -> Tensor:
     """Tokens `[B, N, D]` -> `[B, D]`, `[B, t_n, D]` or themselves; see `encoder_features`."""
     if pool == "time":
-        # [B, N, D] -> [B, t_n, H_p * W_p, D] -> [B, t_n, D]
-        return tokens.unflatten(1, (time_steps, -1)).mean(2)
+        return time_means(tokens, time_steps)
     return tokens if pool == "tokens" else tokens.mean(1)
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from savimae.model.config import VideoMAEConfig
-from savimae.model.videomae import LAYER_NORM_EPS, Encoder, initialize
+from savimae.model.videomae import LAYER_NORM_EPS, Encoder, initialize, time_means
 
 POOLS = ("mean", "time")
 
@@ -74,10 +74,9 @@ class VideoClassifier(nn.Module):
             branches: float `[L, 2, B]`, see `drop_path_branches`; None: nothing is dropped.
             features: float `[B, W]`, see `dropout_features`; None: nothing is dropped.
         """
-        tokens = self.encoder.whole(clips, branches)  # [B, N, D], in the order of time
         steps = self.config.time_steps if self.pool == "time" else 1
-        pooled = tokens.unflatten(1, (steps, -1)).mean(2)  # [B, steps, D]
-        pooled = self.standardize(self.fc_norm(pooled).flatten(1))  # [B, W]
+        pooled = self.fc_norm(time_means(self.encoder.whole(clips, branches), steps))
+        pooled = self.standardize(pooled.flatten(1))  # [B, steps, D] -> [B, W]
         return self.head(pooled if features is None else pooled * features)
 
     def load_encoder(self, state: Mapping[str, Tensor]) -> None:

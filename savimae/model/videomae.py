@@ -364,6 +364,12 @@ def patchify(clips: Tensor, config: VideoMAEConfig) -> Tensor:
     return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, config.token_values)
 
 
+def time_means(tokens: Tensor, steps: int) -> Tensor:
+    """Means of a clip's tokens in equal parts of its time: `[B, N, D]` -> `[B, steps, D]`."""
+    # [B, N, D], in the order of time -> [B, steps, N / steps, D]
+    return tokens.unflatten(1, (steps, -1)).mean(2)
+
+
 def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
     """Raises ValueError for clips that are not `[B, T, H, W, 3]` with the model's sizes."""
     expected = (config.num_frames, config.image_size, config.image_size, CHANNELS)
