@@ -17,6 +17,7 @@ from savimae.commands.demo import demo
 from savimae.commands.judging import compare, evaluate, features, plot, probe, reconstruct
 from savimae.commands.options import both_spellings
 from savimae.commands.slurm import slurm
+from savimae.commands.study import study
 from savimae.commands.training import convert, finetune, train
 from savimae.system.cores import wait_briefly
 from savimae.system.errors import (
@@ -48,7 +49,7 @@ def cli(debug: bool) -> None:
 
 for command in (
     preprocess, saliency, patches, index, inspect, train, finetune, convert,
-    reconstruct, evaluate, features, probe, plot, compare, slurm, demo,
+    reconstruct, evaluate, features, probe, study, plot, compare, slurm, demo,
 ):  # fmt: skip
     cli.add_command(command)
 

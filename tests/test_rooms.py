@@ -15,8 +15,8 @@ HOME = Path(__file__).parents[1] / "savimae"
 # From the bottom to the top: a package imports from those before it only. `kernels` and `system`
 # know nothing of each other.
 ROOMS = (
-    "kernels", "system", "data", "saliency", "model", "samples", "training", "judging", "slurm",
-    "demo", "commands", "cli",
+    "kernels", "system", "data", "saliency", "model", "samples", "training", "judging", "study",
+    "slurm", "demo", "commands", "cli",
 )  # fmt: skip
 FILES = sorted(
     path.relative_to(HOME)

@@ -148,15 +148,20 @@ def take_recipe(ctx: click.Context, _param: click.Parameter, name: str) -> None:
     ctx.default_map = dict(RECIPES.get(name, {}))
 
 
-def _rate_of_its_own(
-    ctx: click.Context, _param: click.Parameter, value: float | None
-) -> float | None:
-    """The callback of --lr, which counts more than the --base-lr of a recipe."""
+INSTEAD_OF = {"lr": "base_lr", "steps": "epochs"}
+
+
+def _instead(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The callback of an option that stands for another one: it counts more than a recipe's."""
     if value is not None and ctx.default_map:
-        ctx.default_map = {
-            name: each for name, each in ctx.default_map.items() if name != "base_lr"
-        }
+        other = INSTEAD_OF[str(param.name)]
+        ctx.default_map = {name: each for name, each in ctx.default_map.items() if name != other}
     return value
+
+
+STEPS = click.option(
+    "--steps", type=int, callback=_instead, help="Length of the run, instead of --epochs."
+)
 
 
 class GroupedCommand(click.Command):
@@ -172,6 +177,20 @@ class GroupedCommand(click.Command):
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+class PassingCommand(GroupedCommand):
+    """A command that passes words on to another one, and says so where they lack their `--`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = "train" if self.name in ("pipeline", "study") else self.name
+            raise click.UsageError(
+                f"{error.format_message().rstrip('.')} Options of `savimae {name}` go after a --",
+                ctx,
+            ) from None
 
 
 def option_group(title: str, *options: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +225,7 @@ def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[...
         click.option(
             "--lr",
             type=float,
-            callback=_rate_of_its_own,
+            callback=_instead,
             help="The learning rate itself, instead of --base-lr.",
         ),
         click.option("--min-lr", type=float, help=f"[{min_lr}]"),

@@ -14,12 +14,14 @@ from click.core import ParameterSource
 
 from savimae.commands.options import (
     PATH,
-    GroupedCommand,
+    PassingCommand,
     finetune_config,
     option_group,
     saliency_config,
     train_config,
 )
+from savimae.commands.study import make_study, study_options, words_of
+from savimae.commands.study import study as study_command
 from savimae.system.errors import SavimaeError, UsageError, shown
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from savimae.slurm.jobs import Script, Step
     from savimae.slurm.profile import Profile
     from savimae.slurm.script import Job, Resources
+    from savimae.study.plan import Study
     from savimae.training.distributed import World
     from savimae.training.finetune import FinetuneConfig
     from savimae.training.pretrain import TrainConfig
@@ -86,26 +89,13 @@ OF_TRAINING = ("nodes", "tasks-per-node", "processes-per", "gpus-per-node")
 OF_SIZE = (*OF_TRAINING, "time", "cpus-per-task", "mem")  # each job of a pipeline has its own
 OF_SITE = ("partition", "account", "qos", "constraint", "mail-user", "mail-type", "stop-before")
 
-PREPROCESS_CPUS = 4  # of each part of an array
+CPUS_OF_A_PART = 4  # of each part of an array
 CPUS_OF_A_GPU = 8
 CHECK_CPUS = 1
+ONE_CPU = ("check", "collect")
 WOULD_FAIL = "(the job would fail; --no-check makes the script all the same)"
 # How a job of a pipeline waits for the one before: the check looks at whatever came of the array.
-AFTER = {"check": "afterany", "train": "afterok"}
-
-
-class SlurmCommand(GroupedCommand):
-    """A command that passes words on to another one, and says so where they lack their `--`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            name = "train" if self.name == "pipeline" else self.name
-            raise click.UsageError(
-                f"{error.format_message().rstrip('.')} Options of `savimae {name}` go after a --",
-                ctx,
-            ) from None
+AFTER = {"check": "afterany", "train": "afterok", "collect": "afterany"}
 
 
 def _option(key: str, prefix: str = "", text: str | None = None) -> Callable[..., Any]:
@@ -137,7 +127,7 @@ def _script_options(command: Callable[..., Any]) -> Callable[..., Any]:
     fate = option_group(
         "What becomes of them (default: printed)",
         click.option(
-            "--output", type=PATH, help="Write it; of a pipeline, the folder for its three scripts."
+            "--output", type=PATH, help="Write it; of several scripts, the folder for them."
         ),
         click.option("--submit", is_flag=True, help="Submit it to Slurm."),
         click.option(
@@ -159,7 +149,7 @@ def slurm() -> None:
     """
 
 
-@slurm.command(cls=SlurmCommand)
+@slurm.command(cls=PassingCommand)
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
@@ -188,7 +178,7 @@ def preprocess(
     _finish(ctx, [site.script(job, source=source, root=given["root"], limit=given["limit"])])
 
 
-@slurm.command(cls=SlurmCommand)
+@slurm.command(cls=PassingCommand)
 @click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @option_group(
     "The run",
@@ -216,7 +206,7 @@ def train(
     _finish(ctx, [site.script(site.job("train", out, words))])
 
 
-@slurm.command(cls=SlurmCommand)
+@slurm.command(cls=PassingCommand)
 @click.argument("checkpoint", type=PATH)
 @click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @option_group(
@@ -248,7 +238,7 @@ def finetune(
     _finish(ctx, [site.script(site.job("finetune", out, words))])
 
 
-@slurm.command(cls=SlurmCommand)
+@slurm.command(cls=PassingCommand)
 @click.argument("source", type=PATH)
 @click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
 @option_group(
@@ -328,6 +318,35 @@ def pipeline(
         site.script(site.job("train", out, words)),
     ]
     _finish(ctx, scripts)
+
+
+@slurm.command(cls=PassingCommand)
+@click.argument("arguments", metavar="[-- OPTIONS]", nargs=-1, type=click.UNPROCESSED)
+@study_options
+@option_group("The array", _option("throttle"))
+@_resources("time", "cpus-per-task", "mem", "dependency")
+@_script_options
+@click.pass_context
+def study(ctx: click.Context, arguments: tuple[str, ...], **options: Any) -> None:
+    """An array with a task for each cell of `savimae study`, and a job that collects.
+
+    OPTIONS after -- go to `savimae train`.
+    """
+    given = {
+        parameter.name: parameter for parameter in study_command.params
+        if parameter.name not in ("arguments", "shard", "collect")
+    }  # fmt: skip
+    plan = make_study(ctx, arguments, **{name: options[name] for name in options if name in given})
+    site = _Site(ctx)
+    site.check_study(plan)
+    words = ["study"]
+    for name, parameter in given.items():
+        if ctx.get_parameter_source(str(name)) == ParameterSource.COMMANDLINE:
+            words += words_of(parameter, options[str(name)])
+    passed_on = ("--", *arguments) if arguments else ()
+    array = site.job("study", plan.out, words, len(plan.cells()), passed_on)
+    collecting = site.job("collect", plan.out, [*words, "--collect"], passed_on=passed_on)
+    _finish(ctx, [site.script(array), site.script(collecting)])
 
 
 @slurm.command()
@@ -423,6 +442,12 @@ class _Site:
 
         self._look(check_finetuning, config, self.world("finetune"))
 
+    def check_study(self, study: Study) -> None:
+        """Refuse a study that would be refused when it starts."""
+        from savimae.study.run import check_study
+
+        self._look(check_study, study)
+
     def refuse_missing(self, path: str) -> None:
         """Refuse what is not there, unless the user does not want that."""
         if not self.ctx.params["no_check"]:
@@ -442,7 +467,10 @@ class _Site:
         in_pipeline = self.ctx.command.name == "pipeline"
         if in_pipeline and kind != "preprocess" and key == "dependency":  # the first job has it
             return None
-        names = [key.replace("-", "_")]
+        if kind == "collect" and key in (*OF_SIZE, "dependency"):  # as its section of a profile
+            names = []
+        else:
+            names = [key.replace("-", "_")]
         if in_pipeline and kind != "train":
             names = [f"preprocess_{names[0]}", *([] if key in OF_SIZE else names)]
         for name in names:
@@ -459,7 +487,10 @@ class _Site:
         except click.BadParameter as error:
             raise UsageError(f"{place}: {error.message.rstrip('.')}") from None
 
-    def job(self, kind: str, output: str, words: Sequence[str], shards: int | None = None) -> Job:
+    def job(
+        self, kind: str, output: str, words: Sequence[str], shards: int | None = None,
+        passed_on: Sequence[str] = (),
+    ) -> Job:  # fmt: skip
         from savimae.slurm.jobs import slurm_folder
         from savimae.slurm.script import Job, can_hold_logs
 
@@ -480,7 +511,8 @@ class _Site:
             )
         throttle = self.value(kind, "throttle") if shards else None
         return Job(
-            kind, output, tuple(words), tuple(calls), os.getcwd(), logs, shards, throttle
+            kind, output, tuple(words), tuple(calls), os.getcwd(), logs, shards, throttle,
+            tuple(passed_on),
         )  # fmt: skip
 
     def resources(self, kind: str) -> Resources:
@@ -499,7 +531,7 @@ class _Site:
         else:
             for key in OF_TRAINING:  # where a profile has them for all
                 values.pop(str(KEYS[key].field), None)
-            values.setdefault("cpus_per_task", CHECK_CPUS if kind == "check" else PREPROCESS_CPUS)
+            values.setdefault("cpus_per_task", CHECK_CPUS if kind in ONE_CPU else CPUS_OF_A_PART)
         try:
             return Resources(**values)
         except ValueError as error:

@@ -13,6 +13,7 @@ from savimae.commands.options import (
     ROOT,
     SALIENCY_KIND,
     SAVING,
+    STEPS,
     TRAINING_MACHINE,
     GroupedCommand,
     finetune_config,
@@ -77,9 +78,8 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         metavar="DIR",
         help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
     ),
-    click.option(
-        "--epochs", type=int, default=800, show_default=True, help="How often every video is seen."
-    ),
+    click.option("--epochs", type=int, help="How often every video is seen.  [800]"),
+    STEPS,
     click.option(
         "--batch-size",
         type=int,
@@ -101,6 +101,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="Weights to start from: ours, published, or a Hugging Face folder. Their shape is the "
         "default of the model's.",
     ),
+    click.option("--encoder-depth", type=int, help="Blocks of the encoder.  [the model's]"),
     click.option("--decoder-depth", type=int, help="Blocks of the decoder.  [4]"),
     click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
     click.option("--patch-size", type=int, help="Side of a patch, in pixels.  [16]"),
@@ -240,7 +241,8 @@ def train(allocator: str, **options: Any) -> int:
         "--out", type=PATH, required=True, metavar="RUN",
         help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",
     ),
-    click.option("--epochs", type=int, default=100, show_default=True),
+    click.option("--epochs", type=int, help="How often every video is seen.  [100]"),
+    STEPS,
     click.option(
         "--batch-size", type=int, default=8, show_default=True,
         help="Clips at a time, of each process.",

@@ -10,9 +10,7 @@ import dataclasses
 import functools
 import math
 import os
-import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -28,9 +26,6 @@ from savimae.system.errors import shown
 from savimae.system.files import refuse_file
 from savimae.system.progress import Progress
 from savimae.system.settings import record_config
-
-if TYPE_CHECKING:
-    from savimae.training.setup import RunConfig
 
 WIDTH, HEIGHT = 160, 120  # pixels
 N_FRAMES = 48
@@ -105,6 +100,7 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     from savimae.judging.load import ClipOptions, Machine, MaskOptions
     from savimae.judging.reconstruct import Drawings, draw_reconstructions
     from savimae.training.pretrain import TrainConfig, train
+    from savimae.training.setup import options_of
 
     say("1. making videos: cut-outs that move over photographs, as AVI and MP4")
     made = make_demo_set(out, seed)
@@ -138,7 +134,7 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     for path in inspect_video(example, picture, SaliencyConfig()):
         say(f"   wrote {shown(path)}")
 
-    say(f"4. savimae train {options_of(config)}")
+    say(f"4. savimae train {' '.join(options_of(config))}")
     code = train(config)
     if code:
         return code
@@ -161,22 +157,6 @@ def run_demo(out: str, seed: int, workers: int) -> int:
         "   savimae train --data YOUR_FOLDER --saliency-root YOUR_ARRAYS --out YOUR_RUN"
     )
     return 0
-
-
-def options_of(config: RunConfig) -> str:
-    """The options that make this config on the command line of its kind of training."""
-    words = []
-    for field in dataclasses.fields(config):
-        value, name = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default or name == "checkpoint":
-            continue
-        if name == "data" and "checkpoint" in vars(config):
-            name = "train"
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no-{name}")
-        else:
-            words.append(f"--{name} {shown(shlex.quote(str(0 if value is None else value)))}")
-    return " ".join(words)
 
 
 def say(text: str) -> None:

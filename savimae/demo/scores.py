@@ -12,7 +12,7 @@ import os
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from savimae.demo.run import DIRECTIONS, OBJECTS, DemoSet, make_demo_set, options_of, say
+from savimae.demo.run import DIRECTIONS, OBJECTS, DemoSet, make_demo_set, say
 from savimae.judging.load import Machine
 from savimae.judging.probe import check_sklearn, probe
 from savimae.saliency.makers import ArrayMaker
@@ -22,6 +22,7 @@ from savimae.system.files import read_json, refuse_file, write_json
 from savimae.system.tables import table
 from savimae.training.finetune import RESULT, FinetuneConfig, finetune
 from savimae.training.pretrain import TrainConfig, train
+from savimae.training.setup import options_of
 
 SEEDS = (1, 2, 3)  # of weights, masks and order; the videos stay the same
 # Videos of each object in each direction: 512 to pretrain on, 64 with labels, 128 to test on.
@@ -74,7 +75,7 @@ def run_full_demo(out: str, seed: int, workers: int) -> int:
         folder = os.path.join(out, f"seed-{number}")
         run = os.path.join(folder, "pretrained")
         pretraining = _pretraining(unlabelled, arrays, run, number)
-        say(f"seed {number}: savimae train {options_of(pretraining)}")
+        say(f"seed {number}: savimae train {' '.join(options_of(pretraining))}")
         if code := train(pretraining):
             return code
         for label in CLASSES:
@@ -83,7 +84,7 @@ def run_full_demo(out: str, seed: int, workers: int) -> int:
             for features in ("pretrained", "untrained"):
                 classifier = os.path.join(folder, f"{label}-{features}")
                 config = _finetuning(run, *lists, classifier, number, features == "untrained")
-                say(f"seed {number}: savimae finetune {shown(run)} {options_of(config)}")
+                say(f"seed {number}: savimae finetune {shown(run)} {' '.join(options_of(config))}")
                 if code := finetune(config):
                     return code
                 top1 = read_json(os.path.join(classifier, RESULT))["top1"]

@@ -230,7 +230,7 @@ def draw_reconstruction(
     return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def new_figure(size: tuple[float, float]) -> Any:
     """An empty figure. Raises SavimaeError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
@@ -241,7 +241,8 @@ def _figure(size: tuple[float, float]) -> Any:
     return Figure(figsize=size, layout="constrained")
 
 
-def _write_figure(figure: Any, out: str) -> None:
+def write_figure(figure: Any, out: str) -> None:
+    """Write a figure as a PNG, atomically."""
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png", dpi=120)
     with atomic_file(out) as file:
@@ -250,7 +251,7 @@ def _write_figure(figure: Any, out: str) -> None:
 
 def check_matplotlib() -> None:
     """Raises SavimaeError, with what to install, where matplotlib is missing."""
-    _figure((1, 1))
+    new_figure((1, 1))
 
 
 def plot_confusion(
@@ -264,7 +265,7 @@ def plot_confusion(
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = max(5.0, 0.45 * len(counts) + 2) if len(counts) <= MAX_NAMED else 10.0
-    figure = _figure((side + 1, side))
+    figure = new_figure((side + 1, side))
     axes = figure.subplots()
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
@@ -278,7 +279,7 @@ def plot_confusion(
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
-    _write_figure(figure, out)
+    write_figure(figure, out)
 
 
 def plot_runs(runs: Sequence[str], out: str) -> None:
@@ -288,7 +289,7 @@ def plot_runs(runs: Sequence[str], out: str) -> None:
         UsageError, SavimaeError: a folder without a log, or matplotlib is not installed.
     """
     logs = [read_log(run) for run in runs]
-    figure = _figure((9, 6.5))
+    figure = new_figure((9, 6.5))
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
         epochs = [line["epoch"] for line in log]
@@ -313,7 +314,7 @@ def plot_runs(runs: Sequence[str], out: str) -> None:
     for axes in (top, bottom):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    _write_figure(figure, out)
+    write_figure(figure, out)
 
 
 def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:

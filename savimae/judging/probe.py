@@ -144,13 +144,7 @@ def probe(
         sources = _sources(pretrained, pool, layer, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    largest = int(np.bincount([label_of(video) for video in labelled.train]).max())
-    for count in label_counts:
-        if count is not None and count >= largest:
-            raise UsageError(
-                f"--labels {count}: no class of {shown(train_list)} has more than {largest} "
-                "videos; say all"
-            )
+    check_label_counts(label_counts, [label_of(video) for video in labelled.train], train_list)
     if attentive:
         _check_memory(pretrained, reader.views, len(labelled.train) + len(labelled.test))
     groups = [group_of(video.name) for video in labelled.train]
@@ -197,6 +191,19 @@ def probe(
         scores, labelled.classes, len(labelled.train), len(labelled.test), shared, overlap,
         labelled.numbers, labelled.notes,
     )  # fmt: skip
+
+
+def check_label_counts(
+    counts: Sequence[int | None], labels: Sequence[int], train_list: str
+) -> None:
+    """Raises UsageError for a number of videos of each class that no class has more than."""
+    largest = int(np.bincount(labels).max())
+    for count in counts:
+        if count is not None and count >= largest:
+            raise UsageError(
+                f"--labels {count}: no class of {shown(train_list)} has more than {largest} "
+                "videos; say all"
+            )
 
 
 def draw_labelled(y: np.ndarray, count: int | None, seed: int) -> list[np.ndarray]:

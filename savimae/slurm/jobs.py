@@ -192,9 +192,13 @@ def submit_parts(record: Record, parts: Sequence[int]) -> str:
     return _submit([f"--array={ranges(parts)}{throttle}"], record.script)
 
 
-def submit_again(record: Record) -> str:
-    """Submit the script of `record` once more; returns the job id. Raises as `submit_parts`."""
-    return _submit([], record.script)
+def submit_again(record: Record, after: str | None = None) -> str:
+    """Submit the script of `record` once more; returns the job id. Raises as `submit_parts`.
+
+    Args:
+        after: the job whose end it waits for.
+    """
+    return _submit([] if after is None else [f"--dependency=afterany:{after}"], record.script)
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -80,6 +80,46 @@ class RunProgress:
         return not self.is_done and not self.queue.entries
 
 
+@dataclasses.dataclass(frozen=True)
+class StudyProgress:
+    """How far the cells of a study have come."""
+
+    output: str
+    record: Record
+    n_cells: int
+    missing: list[int]  # parts of the array whose cell is not done
+    idle: list[int]  # those that neither wait nor run
+    ended: list[tuple[int, str]]  # idle parts that have a log, with its last line
+    queue: Queue
+
+
+def measure_study(output: str, record: Record, must_know: bool) -> StudyProgress:
+    """Look at the cells of a study. Arguments and errors as of `measure_arrays`."""
+    from savimae.study.plan import RESULT, cell_folder
+
+    if record.shards is None:
+        raise SavimaeError(f"{shown(output)}: its note of a job is not of a study")
+    try:
+        ways = list(read_json(os.path.join(output, CONFIG))["ways"])
+    except FileNotFoundError:  # the first task records it
+        ways = []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SavimaeError(f"{shown(output)}: its {CONFIG} is not of a study") from error
+    missing = []
+    for part in range(record.shards):
+        seed, place = divmod(part, len(ways) or 1)
+        done = ways and os.path.exists(
+            os.path.join(cell_folder(output, ways[place], seed + 1), RESULT)
+        )
+        missing += [] if done else [part]
+    queued = _queue([record.name], must_know)
+    busy = {entry.part for entry in queued.entries}
+    idle = [part for part in missing if part not in busy]
+    logs = [(part, _last_line(record.logs, f"study-*_{part}.log")) for part in idle]
+    ended = [(part, last) for part, last in logs if last]
+    return StudyProgress(output, record, record.shards, missing, idle, ended, queued)
+
+
 def measure_arrays(output: str, record: Record, must_know: bool) -> ArrayProgress:
     """Look at the arrays in `output`.
 

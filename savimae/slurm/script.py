@@ -10,6 +10,7 @@ template of `slurm_templates/` with its `{{names}}` filled in:
 | `folder`         | where relative paths start                                 |
 | `setup`          | the user's lines: modules, conda, venv                     |
 | `command`        | the words of the savimae command, quoted for the shell     |
+| `passed_on`      | the last words of `study`, from their `--` on              |
 | `shards`         | parts of the array                                         |
 | `tasks_per_node` | processes on each node                                     |
 | `processes_per`  | node, socket or numa: what has a process of its own        |
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 from savimae.system.errors import UsageError, one_line, shown
 
 TRAINING = ("train", "finetune")  # of as many processes as there are nodes or GPUs
-KINDS = ("preprocess", "check", *TRAINING)
+KINDS = ("preprocess", "check", *TRAINING, "study", "collect")
 FRAGMENTS = ("prologue", "run")
 VIDEOS = "videos.txt"  # in the folder of a pipeline's run: what the check found whole
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<fields>\d+(?::\d+){0,2})")
@@ -123,6 +124,7 @@ class Job:
     logs: str  # absolute
     shards: int | None = None  # parts of an array; None: one job
     throttle: int | None = None  # parts at a time; None: as many as there is room for
+    passed_on: tuple[str, ...] = ()  # last words, from their -- on
 
     @property
     def name(self) -> str:
@@ -163,6 +165,7 @@ def render(job: Job, resources: Resources, templates: str | None = None) -> str:
         "folder": shlex.quote(job.folder),
         "setup": "\n".join(resources.setup) or "# No environment was asked to be set up.",
         "command": _command_lines([*job.program, *job.arguments], len(job.program) + 1),
+        "passed_on": _command_lines(job.passed_on, 1),
         "shards": str(job.shards or 1),
         "tasks_per_node": str(resources.tasks_per_node),
         "processes_per": resources.processes_per,
@@ -214,6 +217,8 @@ def _quoted(value: str) -> str:
 
 def _command_lines(words: Sequence[str], n_first: int) -> str:
     """Words as lines of a shell array: the first ones, then each option with its value."""
+    if not words:
+        return ""
     lines = [[" ".join(shlex.quote(word) for word in words[:n_first])]]
     for word in words[n_first:]:
         follows_option = len(lines[-1]) == 1 and lines[-1][0].startswith("--")

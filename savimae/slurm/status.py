@@ -8,7 +8,14 @@ from collections.abc import Iterable
 
 from savimae.saliency.survey import Survey
 from savimae.slurm.jobs import read_record, submit_again, submit_parts
-from savimae.slurm.measure import ArrayProgress, RunProgress, measure_arrays, measure_run
+from savimae.slurm.measure import (
+    ArrayProgress,
+    RunProgress,
+    StudyProgress,
+    measure_arrays,
+    measure_run,
+    measure_study,
+)
 from savimae.slurm.script import TRAINING, VIDEOS
 from savimae.system.errors import UsageError, shown
 from savimae.system.progress import duration
@@ -19,7 +26,7 @@ SHOWN = 10  # videos or logs that are named
 
 
 def status(output: str, resubmit: bool = False) -> list[str]:
-    """How far `output` has come, a folder of arrays or a run.
+    """How far `output` has come, a folder of arrays, a run or a study.
 
     Args:
         output: the folder.
@@ -29,12 +36,18 @@ def status(output: str, resubmit: bool = False) -> list[str]:
         Lines to print.
 
     Raises:
-        UsageError: neither of the two, or nothing is noted of how to go on.
+        UsageError: none of these, or nothing is noted of how to go on.
         SavimaeError: something in it cannot be read, or Slurm refuses the job.
     """
     if not os.path.isdir(output):
-        raise UsageError(f"{shown(output)}: no such folder; name one of arrays or of a run")
+        raise UsageError(
+            f"{shown(output)}: no such folder; name one of arrays, of a run or of a study"
+        )
     arrays = read_record(output, "preprocess")
+    study = read_record(output, "study")
+    if study is not None:
+        cells = measure_study(output, study, must_know=resubmit)
+        return [*_study_lines(cells), *_next_of_study(cells, resubmit)]
     training = next(filter(None, (read_record(output, kind) for kind in TRAINING)), None)
     if arrays is not None:
         progress = measure_arrays(output, arrays, must_know=resubmit)
@@ -167,6 +180,40 @@ def _next_of_run(run: RunProgress, resubmit: bool) -> list[str]:
         return [f"nothing to submit: {reason}"]
     if run.is_idle and run.record is not None:
         return ["to submit it again: the same command with --resubmit"]
+    return []
+
+
+# ------------------------------------------------------------------------------------- study
+
+
+def _study_lines(cells: StudyProgress) -> list[str]:
+    n_done = cells.n_cells - len(cells.missing)
+    lines = [
+        f"study in {shown(cells.output)}",
+        f"  done     {n_done} of {cells.n_cells} cells",
+        f"  queue    {cells.queue.words}",
+    ]
+    if cells.ended:
+        lines.append(f"  ended    without a result; logs in {shown(cells.record.logs)}")
+        lines += _some(f"cell {part}: {last}" for part, last in cells.ended)
+    return lines
+
+
+def _next_of_study(cells: StudyProgress, resubmit: bool) -> list[str]:
+    """As `_next_of_arrays`; the job that collects is submitted again behind the cells."""
+    if resubmit and cells.idle:
+        job_id = submit_parts(cells.record, cells.idle)
+        lines = [f"submitted job {job_id}: {len(cells.idle)} cells that have no result"]
+        collecting = read_record(cells.output, "collect")
+        if collecting is not None:
+            after = submit_again(collecting, after=job_id)
+            lines.append(f"submitted job {after}: collect, when that has ended")
+        return lines
+    if resubmit:
+        reason = "what is missing waits or runs" if cells.missing else "all cells are done"
+        return [f"nothing to submit: {reason}"]
+    if cells.idle:
+        return ["to submit the missing cells again: the same command with --resubmit"]
     return []
 
 

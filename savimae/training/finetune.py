@@ -114,7 +114,7 @@ class FinetuneConfig(RunConfig):
     test_crops: int | None = 3  # None: whole frames, pressed
     test_every: int = 0  # epochs; 0: at the end only
 
-    epochs: int = 100
+    default_epochs: ClassVar[int] = 100
     default_base_lr: ClassVar[float] = 5e-4
     default_min_lr: ClassVar[float] = 1e-6
     longest_warmup: ClassVar[float] = 5

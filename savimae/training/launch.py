@@ -281,8 +281,5 @@ def print_steps(loop: Loop, seconds_a_clip: float | None) -> None:
         n_clips = left / plan.steps_per_epoch * plan.n_samples * plan.repeat
         time_left = f"; expected time about {duration(n_clips * seconds_a_clip / plan.world.size)}"
     where = f"resuming at step {loop.step}, {left} left of" if loop.step else "steps:"
-    print(
-        f"{where} {loop.total_steps} ({loop.config.epochs} epochs of {plan.steps_per_epoch})"
-        f"{time_left}",
-        flush=True,
-    )
+    epochs = f"{loop.total_steps / plan.steps_per_epoch:.4g} epochs of {plan.steps_per_epoch}"
+    print(f"{where} {loop.total_steps} ({epochs}){time_left}", flush=True)

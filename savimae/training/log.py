@@ -109,7 +109,7 @@ def read_lines(run: str) -> list[dict[str, Any]]:
 # Numbers that lines hold where they hold anything; those of a step and of a test, always.
 _NUMBERS = frozenset((
     "step", "epoch", "loss", "loss_salient", "loss_other", "train_top1", "test_top1", "test_top5",
-    "lr", "grad_norm", "visible_tokens", "clips_per_s", "data_wait_share", "gflop_per_s",
+    "lr", "grad_norm", "visible_tokens", "clips_per_s", "data_wait_share", "gflop", "gflop_per_s",
     "memory_gib", "time", "total_steps", "processes",
 ))  # fmt: skip
 _OF_STEP = ("step", "epoch", "loss", "lr")

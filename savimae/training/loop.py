@@ -141,7 +141,7 @@ class Loop:
         self.settings = settings
         self.model_config = model_config
         self.check_writer = check_writer
-        self.total_steps = self.config.epochs * self.plan.steps_per_epoch
+        self.total_steps = self.schedule.total_steps
         self.step = 0
         self.saved_step: int | None = None
         self.saved_at = time.monotonic()
@@ -265,9 +265,10 @@ class Loop:
 
     def _is_test_due(self) -> bool:
         epoch, rest = divmod(self.step, self.plan.steps_per_epoch)
-        if self.step == 0 or rest or self.is_tested:
+        is_last = self.step == self.total_steps
+        if self.step == 0 or self.is_tested or (rest and not is_last):
             return False
-        return self.task.is_test_due(epoch, self.step == self.total_steps)
+        return self.task.is_test_due(epoch, is_last)
 
     def _train(
         self,
@@ -429,9 +430,10 @@ class Loop:
         }
 
     def _status(self, record: dict[str, Any]) -> str:
-        epoch = min(int(record["epoch"]) + 1, self.config.epochs)
+        epochs = math.ceil(self.total_steps / self.plan.steps_per_epoch)
+        epoch = min(int(record["epoch"]) + 1, epochs)
         return (
-            f"epoch {epoch}/{self.config.epochs}, step {self.step}/{self.total_steps}, "
+            f"epoch {epoch}/{epochs}, step {self.step}/{self.total_steps}, "
             f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
             f"{self.meter.clips_per_s:.2f} clips/s, {self.meter.wait_share:.1%} waiting for data"
         )

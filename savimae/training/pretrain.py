@@ -85,6 +85,7 @@ class TrainConfig(RunConfig):
     # Shape of the model. None: take it from the weights to start from, else from the model's name,
     # else from the defaults of VideoMAEConfig.
     model: str | None = None  # None without weights: base
+    encoder_depth: int | None = None
     decoder_depth: int | None = None
     tubelet_size: int | None = None
     patch_size: int | None = None
@@ -144,13 +145,15 @@ class TrainConfig(RunConfig):
             "patch_size": self.patch_size,
             "num_frames": self.num_frames,
             "tubelet_size": self.tubelet_size,
+            "encoder_depth": self.encoder_depth,
             "decoder_depth": self.decoder_depth,
         }
         given: dict[str, Any] = {
             name: value for name, value in options.items() if value is not None
         }
         if self._init_shape is not None and self.model is not None:
-            named = model_config(self.model)
+            depth = {} if self.encoder_depth is None else {"encoder_depth": self.encoder_depth}
+            named = model_config(self.model, **depth)
             if describe(named) != describe(self._init_shape):
                 raise ValueError(
                     f"{shown(self.init or '')}: is {describe(self._init_shape)}, --model is "
@@ -163,7 +166,7 @@ class TrainConfig(RunConfig):
         if self._init_shape is None:
             return model_config(self.model or DEFAULT_MODEL, **given)
         # Parameters depend on these, but not on the size of the frames and their number.
-        for name in ("patch_size", "tubelet_size", "decoder_depth"):
+        for name in ("patch_size", "tubelet_size", "encoder_depth", "decoder_depth"):
             value = getattr(self._init_shape, name)
             if given.get(name, value) != value:
                 raise ValueError(
@@ -348,6 +351,7 @@ class Pretraining(PlainTask):
             "loss_salient": mean("salient_sum", "n_salient"),
             "loss_other": mean("other_sum", "n_other"),
             "visible_tokens": mean("visible", "n_samples"),
+            "gflop": round(sums["flops"] / 1e9, 3),
             "gflop_per_s": round(sums["flops"] / seconds / 1e9, 2),
             "replaced_videos": sums["replaced"],
         }
@@ -394,6 +398,27 @@ def check_training(config: TrainConfig, world: World, source: str | None = None)
     goes_on = check_launch(setup, run, () if source is None else ("videos", "warmup_steps"))
     if config.init is not None and not goes_on:
         _initial_weights(config.init, run.shape)
+
+
+def steps_of_flops(config: TrainConfig, flops: float) -> int:
+    """Steps, at least one, in which a run of one process does about so many operations.
+
+    Counted as `model.config.step_flops` does, from the masks of the first clips.
+
+    Raises:
+        UsageError, SavimaeError: as `train`.
+    """
+    world = World()
+    found = find_videos(config.data, config.root, weigh=False)
+    setup = set_up_elsewhere(config, world, len(found.videos), config.repeat)
+    run = PretrainingRun(config, setup, found)
+    run.check_data()
+    run.take_settings(run.count_visible())
+    plan = setup.plan
+    of_epoch = run.flops_a_clip() * plan.n_samples * plan.repeat
+    epochs, rest = divmod(flops, of_epoch)
+    of_step = of_epoch / plan.n_samples * plan.clips_per_step
+    return max(1, int(epochs) * plan.steps_per_epoch + round(rest / of_step))
 
 
 class PretrainingRun:
@@ -472,10 +497,8 @@ class PretrainingRun:
         return count + (["attention"] if self.config.attention == AUTO else [])
 
     def find_settings(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        if self.config.equal_count:
-            found["visible_tokens"] = self.masks.equal_count(self._mean_salient_share())
-            self.take_settings(found)
+        found = self.count_visible()
+        self.take_settings(found)
         if self.config.attention == AUTO and self.setup.device.type == "cpu":
             ways = choose_ways(self._attention_shapes(), DTYPES[self.setup.precision])
             found |= {"attention": ways} if ways else {}
@@ -488,24 +511,40 @@ class PretrainingRun:
         if "visible_tokens" in found:
             self.masks = dataclasses.replace(self.masks, n_visible=found["visible_tokens"])
 
-    def _mean_salient_share(self) -> float:
-        """Of the tokens of the first clips (savi-tube: of the positions).
+    def count_visible(self) -> dict[str, Any]:
+        """The setting of an equal count: visible tokens of every clip. Raises as `_first_clips`."""
+        if not self.config.equal_count:
+            return {}
+        _, salient = self._first_clips()
+        share = float(np.mean([self.masks.salient_share(each) for each in salient]))
+        return {"visible_tokens": self.masks.equal_count(share)}
+
+    def flops_a_clip(self) -> float:
+        """Operations of training a clip, over the first clips. Raises as `_first_clips`."""
+        keys, salient = self._first_clips()
+        mask = draw_masks(self.masks, keys, salient)
+        decoded = draw_decoded(self.masks, keys, mask, salient)
+        visible, rebuilt = (each.sum(1).tolist() for each in (~mask, decoded))
+        return step_flops(self.shape, visible, rebuilt) / len(keys)
+
+    def _first_clips(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys uint64 `[C]` and salient tokens bool `[C, N]` of the first clips of the run.
 
         Raises:
             SavimaeError: none of them can be read.
         """
-        config, masks = self.config, self.masks
-        places = epoch_order(config.seed, 0, len(self.videos))[:CLIPS_TO_COUNT]
-        shares = []
+        seed = self.config.seed
+        places = epoch_order(seed, 0, len(self.videos))[:CLIPS_TO_COUNT]
+        keys, salient = [], []
         with Progress("counting salient tokens", delay_s=1.0) as progress:
-            for number, key in enumerate(sample_keys(config.seed, 0, places)):
+            for number, key in enumerate(sample_keys(seed, 0, places)):
                 progress.show(number / len(places), f"{number}/{len(places)} clips")
                 with contextlib.suppress(VideoError):  # training says so when it meets it
-                    salient = self.reader.read(self.videos[places[number]], key).saliency
-                    shares.append(masks.salient_share(salient))
-        if not shares:
+                    salient.append(self.reader.read(self.videos[places[number]], key).saliency)
+                    keys.append(key)
+        if not keys:
             raise SavimaeError("not one of the first videos can be decoded; look at the data")
-        return float(np.mean(shares))
+        return np.array(keys), np.stack(salient)
 
     def _attention_shapes(self) -> dict[str, AttentionShape]:
         shape, keys = self.shape, sample_keys(0, 0, np.arange(self.config.batch_size))

@@ -43,6 +43,6 @@ class Schedule:
         return self.min_lr + (self.peak_lr - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
 
 
-def default_warmup_epochs(epochs: int, longest: float) -> float:
+def default_warmup_epochs(epochs: float, longest: float) -> float:
     """A tenth of the epochs, at most the `longest`, which published runs have."""
     return min(DEFAULT_WARMUP_SHARE * epochs, longest)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +41,8 @@ class RunConfig:
     out: str  # the run's folder
     root: str | None = None  # where a list's relative paths start
 
-    epochs: int = 800
+    epochs: int | None = None  # None: 800, unless the steps are given
+    steps: int | None = None  # of the run, where it is not to be a number of epochs
     batch_size: int = 8
     accumulate: int = 1
     lr: float | None = None  # the highest rate; None: base_lr * effective batch / 256
@@ -65,6 +67,7 @@ class RunConfig:
     log_every: int = 10
     tensorboard: bool = False
 
+    default_epochs: ClassVar[int] = 800
     default_base_lr: ClassVar[float] = 1.5e-4  # per 256 clips of the effective batch
     default_min_lr: ClassVar[float] = 1e-5
     longest_warmup: ClassVar[float] = 40  # epochs
@@ -74,15 +77,24 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "keep", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("epochs", "steps", "batch_size", "accumulate", "keep", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("give --epochs or --steps, not both")
         if self.lr is not None and self.base_lr is not None:
             raise ValueError("give --lr or --base-lr, not both")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise ValueError(f"clip_grad must be above 0, not {self.clip_grad}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
+
+    def total_steps(self, plan: Plan) -> int:
+        """Steps of the whole run."""
+        if self.steps is not None:
+            return self.steps
+        return (self.epochs or self.default_epochs) * plan.steps_per_epoch
 
     def schedule(self, plan: Plan) -> Schedule:
         """Raises ValueError if the warm-up is not shorter than the run, or rates do not fit."""
@@ -91,16 +103,36 @@ class RunConfig:
             base_lr = self.default_base_lr if self.base_lr is None else self.base_lr
             peak = base_lr * plan.effective_batch / 256
         min_lr = min(self.default_min_lr, peak / 10) if self.min_lr is None else self.min_lr
+        total, steps = self.total_steps(plan), plan.steps_per_epoch
         warmup = self.warmup_epochs
         if warmup is None:
-            warmup = default_warmup_epochs(self.epochs, self.longest_warmup)
-        if not 0 <= warmup < self.epochs:
+            warmup = default_warmup_epochs(total / steps, self.longest_warmup)
+        if not 0 <= warmup < total / steps:
             raise ValueError(
-                f"a warm-up of {warmup:g} epochs leaves nothing of a run of {self.epochs}; give a "
-                "shorter --warmup-epochs or more --epochs"
+                f"a warm-up of {warmup:g} epochs leaves nothing of a run of {total / steps:g}; "
+                "give a shorter --warmup-epochs or a longer run"
             )
-        steps = plan.steps_per_epoch
-        return Schedule(peak, min_lr, self.epochs * steps, int(warmup * steps))
+        return Schedule(peak, min_lr, total, int(warmup * steps))
+
+
+def options_of(config: RunConfig, leave_out: Collection[str] = ()) -> list[str]:
+    """What makes this config on the command line of its kind of training: `--name value` each.
+
+    Args:
+        leave_out: fields that are not told.
+    """
+    options = []
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if value == field.default or field.name in ("checkpoint", *leave_out):
+            continue
+        if name == "data" and "checkpoint" in vars(config):
+            name = "train"
+        if isinstance(value, bool):
+            options.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            options.append(f"--{name} {shown(shlex.quote(str(0 if value is None else value)))}")
+    return options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +214,11 @@ def common_settings(setup: Setup) -> dict[str, Any]:
     """Of the settings that a resumed run must repeat, those that all kinds of training have."""
     config, schedule = setup.config, setup.schedule
     return {
-        "epochs": config.epochs,
+        **(
+            {"epochs": config.epochs or config.default_epochs}
+            if config.steps is None
+            else {"steps": config.steps}
+        ),
         "effective_batch": setup.plan.effective_batch,
         "lr": schedule.peak_lr,
         "min_lr": schedule.min_lr,

@@ -33,6 +33,8 @@ FILLED = [
 # Options without a default of their own, and what the help says in brackets.
 IN_BRACKETS = {
     ("train", "model"): DEFAULT_MODEL,
+    ("train", "epochs"): RunConfig.default_epochs,
+    ("finetune", "epochs"): FinetuneConfig.default_epochs,
     ("train", "decoder_depth"): VideoMAEConfig.decoder_depth,
     ("train", "input_size"): VideoMAEConfig.image_size,
     ("train", "patch_size"): VideoMAEConfig.patch_size,

@@ -29,6 +29,7 @@ from savimae.samples.randomness import sample_keys
 from savimae.training.finetune import FinetuneConfig
 from savimae.training.log import read_log
 from savimae.training.pretrain import TrainConfig
+from savimae.training.setup import options_of
 from savimae.training.weights import load_model
 
 
@@ -134,12 +135,12 @@ def parsed(command, words):
 
 def test_commands_that_are_printed_do_the_same():
     of_training = TrainConfig("a list", "run", saliency_root="s", model="tiny", hflip=True, lr=0.5)
-    words = shlex.split(demo.options_of(of_training))
+    words = shlex.split(" ".join(options_of(of_training)))
     assert train_config(**parsed("train", words)) == of_training
     of_finetuning = FinetuneConfig(
         "train", "out", checkpoint="run", test="test", untrained=True, hflip=False, test_crops=None
     )
-    words = shlex.split(demo.options_of(of_finetuning))
+    words = shlex.split(" ".join(options_of(of_finetuning)))
     assert words == ["--train", "train", "--out", "out", "--test", "test", "--untrained",
                      "--no-hflip", "--test-crops", "0"]  # fmt: skip
     assert finetune_config(**parsed("finetune", ["run", *words])) == of_finetuning

@@ -88,6 +88,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
         ({"model": "small"}, "weights.pt: is a tiny model (192 wide, 12 deep), --model is a small "
                              "model (384 wide, 12 deep); leave --model out"),
         ({"decoder_depth": 4}, "decoder_depth is 4, that of"),
+        ({"encoder_depth": 6}, "encoder_depth is 6, that of"),
         ({"tubelet_size": 1}, "tubelet_size is 1, that of"),
         ({"patch_size": 8}, "weights.pt is 16; leave --patch-size out to go on with the latter"),
         ({"model": "pretrain_videomae_tiny_patch8_32"}, "patch_size is 8, that of"),
@@ -457,3 +458,40 @@ def test_savimae_train_under_torchrun(data, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "run")) == STEPS / 2
+
+
+# ------------------------------------------------------------------------------------ its length
+
+
+def test_a_number_of_steps_is_a_run_of_its_own_length(data, tmp_path):
+    """Six steps are two epochs of three; seven end in the middle of the third one."""
+    assert train(config(data, tmp_path / "epochs")) == 0
+    assert train(config(data, tmp_path / "six", epochs=None, steps=6)) == 0
+    assert same_weights(tmp_path / "epochs", tmp_path / "six")
+    run = config(data, tmp_path / "seven", epochs=None, steps=7)
+    assert train(run) == 0
+    last = log_of(tmp_path / "seven")[-1]
+    assert (last["step"], last["epoch"]) == (7, pytest.approx(7 / 3, abs=1e-4))
+    assert last["lr"] < log_of(tmp_path / "six")[-1]["lr"]  # the cosine ends a step later
+    with pytest.raises(UsageError, match="epochs is 2 there and None here"):
+        train(config(data, tmp_path / "epochs", epochs=None, steps=6))
+    assert train(run) == 0  # nothing is left to do
+    assert len(log_of(tmp_path / "seven")) == 7
+
+
+def test_an_encoder_of_another_depth(data, tmp_path):
+    run = tmp_path / "run"
+    assert train(config(data, run, encoder_depth=2, epochs=1)) == 0
+    assert load_model(str(run)).config.encoder_depth == 2
+    # Its weights are what --model and --encoder-depth say together.
+    again = {"init": str(run), "epochs": 1}
+    assert train(config(data, tmp_path / "again", encoder_depth=2, **again)) == 0
+    with pytest.raises(UsageError, match="is a model of no known size .192 wide, 2 deep"):
+        train(config(data, tmp_path / "other", **again))
+
+
+def test_epochs_and_steps_are_one_too_many():
+    with pytest.raises(ValueError, match="give --epochs or --steps, not both"):
+        TrainConfig("data", "run", epochs=2, steps=6)
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        TrainConfig("data", "run", steps=0)

@@ -1,0 +1,1 @@
+"""Ways of pretraining compared at equal cost."""
