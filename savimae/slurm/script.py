@@ -219,14 +219,20 @@ def _command_lines(words: Sequence[str], n_first: int) -> str:
     """Words as lines of a shell array: the first ones, then each option with its value."""
     if not words:
         return ""
-    lines = [[" ".join(shlex.quote(word) for word in words[:n_first])]]
+    lines = [[" ".join(_quoted_word(word) for word in words[:n_first])]]
     for word in words[n_first:]:
         follows_option = len(lines[-1]) == 1 and lines[-1][0].startswith("--")
         if follows_option and not word.startswith("--"):
-            lines[-1].append(shlex.quote(word))
+            lines[-1].append(_quoted_word(word))
         else:
-            lines.append([shlex.quote(word)])
+            lines.append([_quoted_word(word)])
     return "\n".join("  " + " ".join(line) for line in lines)
+
+
+def _quoted_word(word: str) -> str:
+    """As `shlex.quote`; commas are quoted too: in an array they look like a mistake."""
+    quoted = shlex.quote(word)
+    return f"'{word}'" if quoted == word and "," in word else quoted
 
 
 class _Template(string.Template):

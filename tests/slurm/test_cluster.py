@@ -354,3 +354,51 @@ def test_a_pipeline(data, tmp_path):
     run = config(tmp_path / "run/videos.txt", tmp_path / "here", saliency_root=arrays)
     assert train(run) == 0
     assert same_weights(tmp_path / "run", tmp_path / "here")
+
+
+# --------------------------------------------------------------------------------------- studies
+
+# In the first task that trains: it must stop after two steps of the second cell.
+IN_A_CELL = """
+def at_call(n):
+    if n == 2 and os.environ["SLURM_ARRAY_TASK_ID"] == "1" and once():
+        ask("scancel", "--signal=USR1", "--batch", job())
+"""
+
+
+def test_a_study_is_done_by_an_array_and_collected(data, tmp_path):
+    """Stopped before the limit, a cell goes on, and ends as one that was never stopped."""
+    root = data.parent / "videos"
+    videos = [line for line in data.read_text().splitlines() if not line.startswith("#")]
+    for name, part in (("train", videos[:7]), ("test", videos[7:])):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{root}/{line}\n" for line in part))
+    out = tmp_path / "study"
+    small = [word for name, word in zip(options()[::2], options()[1::2], strict=True)
+             if name not in ("--mask-type", "--epochs", "--salient-mask-ratio",
+                             "--nonsalient-mask-ratio") for word in (name, word)]  # fmt: skip
+    words = ("--data", data, "--train", tmp_path / "train.txt", "--test", tmp_path / "test.txt",
+             "--vary", "mask-type=savi,tube", "--seeds", "1", "--steps", "4",
+             "--finetune", "none")  # fmt: skip
+    array, collecting = submit(
+        "study", *words, "--out", out, *ONE_CPU,
+        "--program", program(tmp_path / "hooked.py", IN_TRAINING + IN_A_CELL), "--submit",
+        "--", *small, cwd=tmp_path,
+    )  # fmt: skip
+    ended = finish(array, collecting)
+    text = log(out, f"study-{array}_1.log")
+    assert {job.state for job in ended.values()} == {"COMPLETED"}, text
+    assert [ended[f"{array}_{cell}"].restarts for cell in (0, 1)] == [0, 1]
+    assert "stopped by SIGUSR1 after step 2 of 4" in text
+    assert "resuming at step 2, 2 left of 4" in text
+    shown = savimae("slurm", "status", out, "--resubmit").stdout
+    assert "done     2 of 2 cells" in shown
+    assert "nothing to submit: all cells are done" in shown
+    here = savimae("study", *words, "--out", tmp_path / "here", "--", *small)
+    assert here.returncode == 0, here.stderr
+    ours, theirs = (
+        json.loads((each / "study.json").read_text()) for each in (out, tmp_path / "here")
+    )
+    assert ours["scores"] == theirs["scores"]
+    assert same_weights(
+        out / "cells/tube/seed-1/pretrained", tmp_path / "here/cells/tube/seed-1/pretrained"
+    )

@@ -36,6 +36,52 @@ def test_printing_leaves_nothing_behind(slurm, videos, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["videos"]
 
 
+def of_study(videos, out, *more):
+    labelled = videos.parent / "labelled.txt"
+    labelled.write_text("".join(f"{videos}/c/v{index}.avi {index % 2}\n" for index in (0, 1)))
+    tested = videos.parent / "tested.txt"
+    tested.write_text("".join(f"{videos}/c/v{index}.avi {index % 2}\n" for index in (2, 3)))
+    return ("study", "--data", videos, "--train", labelled, "--test", tested, "--out", out,
+            "--vary", "mask-type=savi,tube", "--vary", "hflip=yes,no", "--seeds", "2",
+            "--labels", "all", "--finetune", "--recipe small --epochs 2", "--minutes", "3",
+            *more, "--", "--model", "tiny", "--input-size", "32", "--num-frames", "4")  # fmt: skip
+
+
+def test_a_study_is_an_array_of_its_cells_and_a_job_that_collects(slurm, videos, tmp_path):
+    words = of_study(videos, tmp_path / "study", "--time", "60", "--dependency", "afterok:5",
+                     "--cpus-per-task", "8", "--output", tmp_path / "scripts")  # fmt: skip
+    done = slurm(*words)
+    assert done.returncode == 0, done.stderr
+    texts = {kind: (tmp_path / f"scripts/{kind}.sh").read_text() for kind in ("study", "collect")}
+    assert "#SBATCH --array=0-7\n" in texts["study"]  # 2 x 2 ways, 2 seeds
+    assert "#SBATCH --cpus-per-task=8\n" in texts["study"]
+    assert "#SBATCH --dependency=afterok:5\n" in texts["study"]
+    assert "#SBATCH --cpus-per-task=1\n" in texts["collect"]
+    assert "--dependency" not in texts["collect"]
+    assert "--time" not in texts["collect"]
+    assert "sbatch --dependency=afterany:$job" in done.stdout
+    common = (
+        f"  --out {tmp_path}/study\n  --vary 'mask-type=savi,tube'\n"
+        "  --vary 'hflip=yes,no'\n"
+        "  --seeds 2\n  --minutes 3.0\n  --labels all\n  --finetune\n"
+        "  '--recipe small --epochs 2'\n"
+    )
+    tail = "  --\n  --model tiny\n  --input-size 32\n  --num-frames 4\n)\n"
+    assert f'{common}  --shard "$SLURM_ARRAY_TASK_ID/8"\n{tail}' in texts["study"]
+    assert f"{common}  --collect\n{tail}" in texts["collect"]
+
+
+def test_a_study_that_would_fail_is_refused(slurm, videos, tmp_path):
+    words = of_study(videos, tmp_path / "study", "--layer", "13")
+    done = slurm(*words)
+    assert done.returncode == 2
+    assert "--layer 13 is not one of the 12 blocks of savi, hflip yes (the job would" in done.stderr
+    assert (
+        slurm(*words[: words.index("--")], "--no-check", *words[words.index("--") :]).returncode
+        == 0
+    )
+
+
 def test_a_pipeline_derives_the_arrays_from_the_model(slurm, videos, tmp_path):
     words = ("pipeline", videos, "--saliency-root", tmp_path / "arrays", "--out", tmp_path / "run",
              "--shards", "3", "--nodes", "2", "--time", "2-0", "--partition", "big",

@@ -60,6 +60,24 @@ JOBS = {
         ),
         Resources(gpus_per_node=2, tasks_per_node=2, cpus_per_task=8),
     ),
+    "study": (
+        Job(
+            "study", "/scratch/study",
+            ("study", "--data", "/data/UCF-101", "--out", "/scratch/study", "--vary",
+             "mask-type=savi,tube", "--steps", "2000"),
+            ("savimae",), "/home/me", "/scratch/study/slurm/logs", shards=6,
+            passed_on=("--", "--model", "small", "--hflip"),
+        ),
+        Resources(time="4:00:00", cpus_per_task=4, **SITE),
+    ),
+    "collect": (
+        Job(
+            "collect", "/scratch/study",
+            ("study", "--data", "/data/UCF-101", "--out", "/scratch/study", "--collect"),
+            ("savimae",), "/home/me", "/scratch/study/slurm/logs",
+        ),
+        Resources(cpus_per_task=1),
+    ),
 }  # fmt: skip
 
 
@@ -79,8 +97,9 @@ NASTY = [
 
 def job_of(kind, folder, words, **changes):
     program = (sys.executable, "-c", PRINTS_ITS_WORDS)
-    logs = "/tmp/logs" if kind == "preprocess" else "/tmp/100% of the logs"
-    shards = {"shards": 5} if kind == "preprocess" else {}
+    is_array = kind in ("preprocess", "study")
+    logs = "/tmp/logs" if is_array else "/tmp/100% of the logs"
+    shards = {"shards": 5} if is_array else {}
     return Job(kind, f"{folder}/out", tuple(words), program, folder, logs, **shards, **changes)
 
 
@@ -119,17 +138,20 @@ def test_every_word_arrives_as_it_is(kind, tmp_path):
     folder.mkdir(parents=True)
     words = ["preprocess", *NASTY, "--root", "a b"]
     resources = Resources(tasks_per_node=2 if kind == "train" else 1)
-    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"} if kind == "preprocess" else {}
-    process = run_script(render(job_of(kind, str(folder), words), resources), tmp_path, **task)
+    is_array = kind in ("preprocess", "study")
+    task = {"SLURM_ARRAY_JOB_ID": "11", "SLURM_ARRAY_TASK_ID": "3"} if is_array else {}
+    passed_on = ("--", *NASTY) if kind in ("study", "collect") else ()
+    job = job_of(kind, str(folder), words, passed_on=passed_on)
+    process = run_script(render(job, resources), tmp_path, **task)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     printed = json.loads(next(line for line in output.splitlines() if line.startswith("[")))
     cache = f"{tmp_path}/savimae-{os.getuid()}"
     threads = "3" if kind == "train" else "6"  # of six CPUs and two tasks
-    shard = ["--shard", "3/5"] if kind == "preprocess" else []
-    assert printed == [str(folder), threads, None, cache, *words, *shard]
+    shard = ["--shard", "3/5"] if is_array else []
+    assert printed == [str(folder), threads, None, cache, *words, *shard, *passed_on]
     assert os.stat(cache).st_mode & 0o777 == 0o700
-    name = "11_3" if kind == "preprocess" else "12"
+    name = "11_3" if is_array else "12"
     assert f"job {name} ended with exit code 0" in output
 
 

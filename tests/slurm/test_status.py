@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from media import random_bytes, savimae
 
-from savimae.slurm.script import job_name
+from savimae.slurm.jobs import Script, write_script
+from savimae.slurm.script import Job, job_name
+from savimae.system.settings import record_config
 
 
 def test_check_says_what_is_missing(videos, tmp_path):
@@ -174,3 +177,63 @@ def test_errors_that_may_be_a_profiles_name_it(slurm, videos, tmp_path, line, me
     assert done.returncode == 2
     assert message in done.stderr
     assert "site.ini as well" in done.stderr
+
+
+# -------------------------------------------------------------------------------------- studies
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of two ways and two seeds whose first cells of both seeds are done."""
+    folder = tmp_path / "study"
+    job = Job("study", str(folder), ("study",), ("savimae",), str(tmp_path),
+              str(folder / "slurm/logs"), shards=4)  # fmt: skip
+    write_script(Script(job, "#!/bin/bash\n"))
+    collecting = dataclasses.replace(job, kind="collect", shards=None)
+    write_script(Script(collecting, "#!/bin/bash\n"))
+    record_config(str(folder), {"output": "study", "ways": {"savi, change": [], "tube": []}})
+    for seed in (1, 2):
+        cell = folder / f"cells/savi-change/seed-{seed}"
+        cell.mkdir(parents=True)
+        (cell / "result.json").write_text("{}")
+    (folder / "slurm/logs/study-7_1.log").write_text("job 7_1 ended with exit code 1\n")
+    return folder
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_study_says_which_cells_are_missing(slurm, study, tmp_path):
+    lines = slurm("status", study).stdout.splitlines()
+    assert lines == [
+        f"study in {study}",
+        "  done     2 of 4 cells",
+        "  queue    nothing waits or runs",
+        f"  ended    without a result; logs in {study}/slurm/logs",
+        "    cell 1: job 7_1 ended with exit code 1 (study-7_1.log)",
+        "to submit the missing cells again: the same command with --resubmit",
+    ]
+    shown = slurm("status", study, "--resubmit").stdout.splitlines()
+    assert shown[-2:] == [
+        "submitted job 77: 2 cells that have no result",
+        "submitted job 77: collect, when that has ended",
+    ]
+    submitted = (tmp_path / "sbatch.txt").read_text().splitlines()
+    assert submitted == [
+        f"--parsable --array=1,3 {study}/slurm/study.sh",
+        f"--parsable --dependency=afterany:77 {study}/slurm/collect.sh",
+    ]
+
+
+@pytest.mark.usefixtures("pretended")
+def test_cells_that_wait_are_not_submitted_twice(slurm, study, tmp_path):
+    (tmp_path / "queue").write_text("9|1|RUNNING|None\n9|3|PENDING|Resources\n")
+    shown = slurm("status", study, "--resubmit").stdout
+    assert shown.endswith("nothing to submit: what is missing waits or runs\n")
+    assert not (tmp_path / "sbatch.txt").exists()
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_study_before_its_first_task(slurm, study):
+    (study / "config.json").unlink()
+    assert "done     0 of 4 cells" in slurm("status", study).stdout
+    (study / "config.json").write_text("[]")
+    assert slurm("status", study).stderr == f"savimae: {study}: its config.json is not of a study\n"

@@ -486,7 +486,7 @@ def test_an_encoder_of_another_depth(data, tmp_path):
     # Its weights are what --model and --encoder-depth say together.
     again = {"init": str(run), "epochs": 1}
     assert train(config(data, tmp_path / "again", encoder_depth=2, **again)) == 0
-    with pytest.raises(UsageError, match="is a model of no known size .192 wide, 2 deep"):
+    with pytest.raises(UsageError, match=r"is a model of no known size \(192 wide, 2 deep"):
         train(config(data, tmp_path / "other", **again))
 
 
