@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from media import encode, moving_frames, random_bytes, savimae
+from media import encode, moving_frames, random_bytes, savimae, savimae_process
 
 import savimae as package
 from savimae.cli import cli
@@ -64,7 +64,7 @@ def test_bad_options_say_what_is_right(tmp_path, arguments, message):
 
 def test_debug_shows_the_traceback(tmp_path):
     arguments = ["preprocess", tmp_path / "gone", tmp_path / "out"]
-    plain, debug = savimae(*arguments), savimae("--debug", *arguments)
+    plain, debug = savimae(*arguments), savimae_process("--debug", *arguments)
     assert plain.returncode == 2
     assert plain.stderr == f"savimae: {tmp_path / 'gone'}: no such file or folder\n"
     assert "Traceback" in debug.stderr

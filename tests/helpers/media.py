@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import av
 import numpy as np
 from PIL import Image
 from skimage import data
+
+from savimae.cli import main
+from savimae.commands import demo, judging, study, training
 
 
 def moving_frames(n_frames: int = 12, width: int = 64, height: int = 48) -> np.ndarray:
@@ -72,9 +78,35 @@ def random_bytes(path: Path, n_bytes: int = 5000) -> Path:
     return path
 
 
-def savimae(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+def savimae(
+    *arguments: str | Path, cwd: str | Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process: a new one spends seconds on imports.
+
+    The allocator of this process, which tests measure, is left as it is.
+    """
+    words = [*map(os.fspath, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as changes:
+        for module in (demo, judging, study, training):
+            changes.enter_context(mock.patch.object(module, "keep_memory"))
+        changes.enter_context(mock.patch.object(sys, "argv", ["savimae", *words]))
+        changes.enter_context(mock.patch.dict(os.environ))
+        changes.enter_context(contextlib.redirect_stdout(out))
+        changes.enter_context(contextlib.redirect_stderr(err))
+        if cwd is not None:
+            changes.callback(os.chdir, os.getcwd())
+            os.chdir(cwd)
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def savimae_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "savimae", *map(os.fspath, arguments)],
-        capture_output=True, text=True, timeout=300, check=False, **options,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

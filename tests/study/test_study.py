@@ -7,13 +7,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import pytest
 from media import encode, moving_frames, savimae
 from runs import finish, hooked, log_of, same_weights
 
-from savimae.cli import main
 from savimae.model.config import step_flops
 from savimae.study import cell as cell_module
 from savimae.study.plan import Budget
@@ -55,34 +53,20 @@ def done(data, tmp_path_factory):
     return out, found.stdout
 
 
-@pytest.fixture
-def study(monkeypatch, capfd):
-    """Runs the command line in this process."""
-
-    def run(*given):
-        monkeypatch.setattr("sys.argv", ["savimae", *map(str, given)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return subprocess.CompletedProcess(given, ended.value.code, *capfd.readouterr())
-
-    return run
-
-
 def scores(out, cell):
     found = json.loads((out / "cells" / cell / "result.json").read_text())["scores"]
     return {(each["encoder"], each["measure"]): each["top1"] for each in found}
 
 
-def test_a_cell_is_an_ordinary_run(study, data, done, tmp_path):
+def test_a_cell_is_an_ordinary_run(data, done, tmp_path):
     """Its weights are those of `savimae train`, its scores those of the commands on them."""
     out, _ = done
     run, cell = tmp_path / "run", "savi/seed-2"
     of_train = ("--data", data / "train", "--out", run, "--steps", "3", "--seed", "2", *OF_TRAIN)
-    assert study("train", *of_train).returncode == 0
+    assert savimae("train", *of_train).returncode == 0
     assert same_weights(run, out / "cells" / cell / "pretrained")
     sides = ("--train", data / "train", "--test", data / "test")
-    probed = study(
+    probed = savimae(
         "probe", run, *sides, "--out", tmp_path / "probe", "--pool", "time", "--seed", "2",
         "--threads", "1", "--batch-size", "2",
     )  # fmt: skip
@@ -92,7 +76,7 @@ def test_a_cell_is_an_ordinary_run(study, data, done, tmp_path):
     for each in found:
         key = (each["features"], each["classifier"])
         assert scores(out, cell)[key] == each["top1"], key
-    tuned = study(
+    tuned = savimae(
         "finetune", run, *sides, "--out", tmp_path / "tuned", *OF_FINETUNE.split(), "--seed", "2",
         "--threads", "1", "--device", "cpu", "--precision", "fp32",
     )  # fmt: skip
@@ -140,7 +124,7 @@ cell.probe = probe
 """
 
 
-def test_stopped_and_killed_it_goes_on_as_if_nothing_had_happened(study, data, done, tmp_path):
+def test_stopped_and_killed_it_goes_on_as_if_nothing_had_happened(data, done, tmp_path):
     out, expected = tmp_path / "study", done[0]
     given = [str(word) for word in words(data, out)]
     code, printed = finish(hooked(STOP_IN_PRETRAINING, given))
@@ -150,7 +134,7 @@ def test_stopped_and_killed_it_goes_on_as_if_nothing_had_happened(study, data, d
     code, printed = finish(hooked(DIE_IN_PROBES, given))
     assert code == -9, printed
     assert "cell 2 of 4: tube, seed 1\n" in printed
-    found = study(*given)
+    found = savimae(*given)
     assert found.returncode == 0, found.stderr
     assert "cell 2 of 4: tube, seed 1: done before" in found.stdout
     for cell in ("savi/seed-1", "tube/seed-1", "savi/seed-2", "tube/seed-2"):
@@ -162,28 +146,28 @@ def test_stopped_and_killed_it_goes_on_as_if_nothing_had_happened(study, data, d
     assert ours["differences"] == theirs["differences"]
 
 
-def test_parts_and_then_the_report(study, data, done, tmp_path):
+def test_parts_and_then_the_report(data, done, tmp_path):
     out = tmp_path / "study"
     shutil.copytree(done[0], out)
     for name in ("study.json", "study.md", "study.png"):
         (out / name).unlink()
     shutil.rmtree(out / "cells/tube/seed-2")
-    found = study(*words(data, out, "--collect"))
+    found = savimae(*words(data, out, "--collect"))
     assert found.returncode == 1
     assert found.stderr == "not done yet: tube, seed 2\n"
     assert "**Not done yet: tube, seed 2.**" in (out / "study.md").read_text()
-    found = study(*words(data, out, "--shard", "1/2"))
+    found = savimae(*words(data, out, "--shard", "1/2"))
     assert found.returncode == 0, found.stderr
     assert "cell 1 of 2: tube, seed 1: done before\ncell 2 of 2: tube, seed 2\n" in found.stdout
-    assert study(*words(data, out, "--collect")).returncode == 0
+    assert savimae(*words(data, out, "--collect")).returncode == 0
     ours, theirs = (json.loads((each / "study.json").read_text()) for each in (out, done[0]))
     assert ours["scores"] == theirs["scores"]
 
 
-def test_a_cell_that_fails_does_not_stop_the_others(study, data, tmp_path):
+def test_a_cell_that_fails_does_not_stop_the_others(data, tmp_path):
     out = tmp_path / "study"
     of_train = [word for word in OF_TRAIN if word not in ("--lr", "1e-3")]
-    found = study(*words(
+    found = savimae(*words(
         data, out, "--vary", "lr=1e-3,1e30", finetune="none",
         of_train=[*of_train, "--warmup-epochs", "0"],
     ))  # fmt: skip
@@ -289,8 +273,8 @@ def test_a_budget_of_time_is_measured(data, tmp_path, monkeypatch):
         (("--mask-ratio", "0.8"), "Options of `savimae train` go after a --"),
     ],
 )
-def test_what_cannot_be_a_study(study, data, tmp_path, more, message):
-    found = study(*words(data, tmp_path / "study", *more))
+def test_what_cannot_be_a_study(data, tmp_path, more, message):
+    found = savimae(*words(data, tmp_path / "study", *more))
     assert found.returncode == 2, found.stderr
     assert found.stderr.count("\n") == 1
     assert re.search(message, found.stderr), found.stderr
@@ -312,17 +296,17 @@ def test_what_cannot_be_a_study(study, data, tmp_path, more, message):
         ({"budget": ("--minutes", "-1")}, "--minutes must be above 0"),
     ],
 )
-def test_what_its_options_cannot_be(study, data, tmp_path, changes, message):
-    found = study(*words(data, tmp_path / "study", **changes))
+def test_what_its_options_cannot_be(data, tmp_path, changes, message):
+    found = savimae(*words(data, tmp_path / "study", **changes))
     assert found.returncode == 2, found.stderr
     assert found.stderr.count("\n") == 1
     assert message in found.stderr
     assert not (tmp_path / "study").exists()
 
 
-def test_another_study_is_not_overwritten(study, data, done):
-    found = study(*words(data, done[0], budget=("--steps", "4")))
+def test_another_study_is_not_overwritten(data, done):
+    found = savimae(*words(data, done[0], budget=("--steps", "4")))
     assert found.returncode == 2
     assert "budget is '3 steps' there and '4 steps' here" in found.stderr
-    found = study(*words(data, done[0], "--collect", budget=("--steps", "4")))
+    found = savimae(*words(data, done[0], "--collect", budget=("--steps", "4")))
     assert found.returncode == 2
