@@ -12,16 +12,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fractions
+import io
 import itertools
 import mmap
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
-import imageio.v3 as imageio
 import numpy as np
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -44,6 +45,7 @@ VIDEO_EXTENSIONS = frozenset(
 FRAME_NAME = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # img_00012.jpg: "img_" and 12
 RGB_FRAMES_PREFIX = "img_"  # what tools that also write optical flow call the RGB frames
 MAX_PIXELS = 2**27  # of a frame: 16K video; FFmpeg would allocate 16 times as many
+FINEST_RATE = 65535  # the largest denominator of a frame rate that is written (of MPEG-4)
 REORDERED_FRAMES = 16  # the most by which a codec's decoding and display orders differ (H.264)
 
 
@@ -270,12 +272,17 @@ def _pillow_reason(error: Exception) -> str:
 
 def write_video(path: str, frames: np.ndarray, frames_per_s: float, codec: str) -> None:
     """Encode uint8 `[T, height, width, 3]` frames (even sides) in 4:2:0, and write atomically."""
-    encoded = imageio.imwrite(
-        "<bytes>", frames, extension=os.path.splitext(path)[1], plugin="pyav", codec=codec,
-        fps=float(frames_per_s), out_pixel_format="yuv420p",
-    )  # fmt: skip
+    content = io.BytesIO()
+    rate = fractions.Fraction(frames_per_s).limit_denominator(FINEST_RATE)
+    with av.open(content, "w", format=os.path.splitext(path)[1][1:]) as container:
+        stream = cast(VideoStream, container.add_stream(codec, rate=rate))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
     with atomic_file(path) as file:
-        file.write(encoded)
+        file.write(content.getvalue())
 
 
 class VideoFile:
