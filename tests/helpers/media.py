@@ -81,7 +81,7 @@ def random_bytes(path: Path, n_bytes: int = 5000) -> Path:
 def savimae(
     *arguments: str | Path, cwd: str | Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command line in this process: a new one spends seconds on imports.
+    """Run the command line in this process, on one core: a new one spends seconds on imports.
 
     The allocator of this process, which tests measure, is left as it is.
     """
@@ -91,7 +91,7 @@ def savimae(
         for module in (demo, judging, study, training):
             changes.enter_context(mock.patch.object(module, "keep_memory"))
         changes.enter_context(mock.patch.object(sys, "argv", ["savimae", *words]))
-        changes.enter_context(mock.patch.dict(os.environ))
+        changes.enter_context(mock.patch.dict(os.environ, {"SLURM_CPUS_PER_TASK": "1"}))
         changes.enter_context(contextlib.redirect_stdout(out))
         changes.enter_context(contextlib.redirect_stderr(err))
         if cwd is not None:

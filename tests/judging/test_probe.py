@@ -135,7 +135,8 @@ def test_a_test_without_the_first_class_keeps_the_labels_of_training(checkpoint,
         probe(*words, baselines=False)
 
 
-def test_a_probe_on_the_command_line(checkpoint, data, tmp_path):
+def test_a_probe_on_the_command_line(checkpoint, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("savimae.judging.attentive.LEAST_STEPS", 200)
     out = tmp_path / "out"
     test = tmp_path / "test"
     shutil.copytree(data, test)
