@@ -203,6 +203,16 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="When one cannot be decoded. skip: use another, say so, count it.",
     ),
 )
+@option_group(
+    "Optimization",
+    click.option(
+        "--optimizer",
+        type=click.Choice(["adamw", "muon"]),
+        default="adamw",
+        show_default=True,
+        help="muon: of the matrices of the blocks. Fewer steps for the same loss.",
+    ),
+)
 @optimization_options("1.5e-4", "1e-5, or a tenth of the rate if that is less", 40)
 @TRAINING_MACHINE
 @SAVING

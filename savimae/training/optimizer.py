@@ -1,4 +1,4 @@
-"""AdamW: its groups of parameters, and restoring its state."""
+"""AdamW and Muon: their groups of parameters, and restoring their state."""
 
 from __future__ import annotations
 
@@ -8,20 +8,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from savimae.training.muon import Muon
+
+OPTIMIZERS = ("adamw", "muon")
 PRETRAINING_BETAS = (0.9, 0.95)
 FINETUNING_BETAS = (0.9, 0.999)
 
 
-def make_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW with the published betas; no weight decay on biases, norms and the mask token."""
+def make_optimizer(model: nn.Module, weight_decay: float, kind: str = "adamw") -> torch.optim.AdamW:
+    """AdamW with the published betas; no weight decay on biases, norms and the mask token.
+
+    Args:
+        kind: of OPTIMIZERS; "muon": the matrices of the blocks are Muon's.
+    """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        (others if parameter.ndim <= 1 or name == "mask_token" else decayed).append(parameter)
-    groups = [
+        if parameter.ndim <= 1 or name == "mask_token":
+            others.append(parameter)
+        elif kind == "muon" and parameter.ndim == 2 and ".blocks." in name:
+            matrices.append(parameter)
+        else:
+            decayed.append(parameter)
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if kind == "muon":
+        return Muon(matrices, weight_decay, groups, PRETRAINING_BETAS)
     return torch.optim.AdamW(groups, lr=0.0, betas=PRETRAINING_BETAS, fused=True)
 
 
@@ -37,24 +52,33 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     Raises:
         ValueError, TypeError, LookupError, AttributeError: it is not the state of this optimizer.
     """
-    names = ("params", "weight_decay", "lr_scale", "betas", "eps", "amsgrad", "maximize")
+    names = (
+        "params", "weight_decay", "lr_scale", "betas", "eps", "amsgrad", "maximize", "momentum",
+    )  # fmt: skip
     ours = optimizer.state_dict()["param_groups"]
     theirs = state["param_groups"]
     wanted = [{name: group[name] for name in names if name in group} for group in ours]
     found = [{name: group[name] for name in names if name in group} for group in theirs]
     if found != wanted:
         raise ValueError("the optimizer has other groups of parameters")
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    for index, parameter in enumerate(parameters):
+    parameters = [
+        (each, "momentum" in group) for group in optimizer.param_groups for each in group["params"]
+    ]
+    for index, (parameter, is_muons) in enumerate(parameters):
         of_parameter = state["state"].get(index, {})
         if not isinstance(of_parameter, dict):
             raise TypeError(f"the state of parameter {index} is no dictionary")
-        for name in ("exp_avg", "exp_avg_sq") if of_parameter else ():
+        if not of_parameter:
+            continue
+        sums = ("momentum_buffer",) if is_muons else ("exp_avg", "exp_avg_sq")
+        for name in sums:
             value = of_parameter[name]
             if value.shape != parameter.shape or not _is_plain(value):
                 raise ValueError(f"{name} of parameter {index} does not fit")
-        if of_parameter and (of_parameter["step"].numel() != 1 or len(of_parameter) != 3):
-            raise ValueError(f"the state of parameter {index} is not AdamW's")
+        if set(of_parameter) != {*sums, *(() if is_muons else ("step",))}:
+            raise ValueError(f"the state of parameter {index} is another optimizer's")
+        if not is_muons and of_parameter["step"].numel() != 1:
+            raise ValueError(f"the step of parameter {index} is no number")
     optimizer.load_state_dict(state)
 
 

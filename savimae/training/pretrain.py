@@ -50,7 +50,7 @@ from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES, autocast
-from savimae.training.optimizer import make_optimizer
+from savimae.training.optimizer import OPTIMIZERS, make_optimizer
 from savimae.training.setup import (
     RESUME_AUTO,
     RunConfig,
@@ -80,6 +80,8 @@ class TrainConfig(RunConfig):
     saliency: str | None = None  # its kind; None: that of the arrays, else frame-mean
     saliency_threshold: float | None = None  # where it is computed from the clips; None: 0.5
     salient_share: float | None = None  # of a clip's tokens, of change; None: 0.25
+
+    optimizer: str = "adamw"
 
     init: str | None = None  # weights to start from
     # Shape of the model. None: take it from the weights to start from, else from the model's name,
@@ -116,6 +118,8 @@ class TrainConfig(RunConfig):
                 f"--batch-size {self.batch_size} is not a multiple of --repeat {self.repeat}; the "
                 "batch counts every mask of a clip"
             )
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if self.on_bad_video not in BAD_VIDEO_POLICIES:
             known = ", ".join(BAD_VIDEO_POLICIES)
             raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
@@ -479,6 +483,7 @@ class PretrainingRun:
             # Older versions never reconstructed half of the tokens: their runs are not resumed.
             **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
             **({"decode": masks.decode} if masks.decode != "all" else {}),
+            **({"optimizer": config.optimizer} if config.optimizer != "adamw" else {}),
             **({"repeat": config.repeat} if config.repeat > 1 else {}),
             **({"equal_count": True} if config.equal_count else {}),
             **({"visible_tokens": masks.n_visible} if masks.n_visible is not None else {}),
@@ -568,7 +573,7 @@ class PretrainingRun:
         )  # fmt: skip
 
     def make_optimizer(self, task: Pretraining) -> torch.optim.Optimizer:
-        return make_optimizer(task.model, self.config.weight_decay)
+        return make_optimizer(task.model, self.config.weight_decay, self.config.optimizer)
 
     def blocks(self, task: Pretraining) -> list[nn.Module]:
         return [*task.model.encoder.blocks, *task.model.decoder.blocks]

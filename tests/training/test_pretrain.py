@@ -23,13 +23,15 @@ from runs import (
     log_of,
     losses,
     same_weights,
+    stopping,
 )
 
 from savimae.model.config import model_config
 from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.makers import ArrayMaker
 from savimae.saliency.preprocess import WalkOptions, process
-from savimae.system.errors import SavimaeError, UsageError
+from savimae.system.errors import EXIT_STOPPED, SavimaeError, UsageError
+from savimae.training.loop import Loop
 from savimae.training.pretrain import Pretraining, TrainConfig, train
 from savimae.training.weights import convert, load_model
 
@@ -495,3 +497,24 @@ def test_epochs_and_steps_are_one_too_many():
         TrainConfig("data", "run", epochs=2, steps=6)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         TrainConfig("data", "run", steps=0)
+
+
+# ------------------------------------------------------------------------------------ its optimizer
+
+
+def test_muon_resumes_exactly_and_is_another_run(data, tmp_path, monkeypatch):
+    given = {"optimizer": "muon", "clip_grad": 1.0}
+    assert train(config(data, tmp_path / "whole", **given)) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "run", stopping(Loop.run, 3))
+        assert train(config(data, tmp_path / "run", **given)) == EXIT_STOPPED
+    assert train(config(data, tmp_path / "run", **given)) == 0
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert train(config(data, tmp_path / "accumulated", **given, **ACCUMULATED)) == 0
+    ours, theirs = losses(tmp_path / "accumulated"), losses(tmp_path / "whole")
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+    with pytest.raises(UsageError, match="optimizer is 'muon' there and None here"):
+        train(config(data, tmp_path / "whole", clip_grad=1.0))
+    with pytest.raises(ValueError, match="optimizer 'sgd' is not one of adamw, muon"):
+        config(data, tmp_path / "x", optimizer="sgd")
