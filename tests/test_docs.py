@@ -181,7 +181,8 @@ def parse(words: list[str]) -> None:
         command, rest = found, rest[1:]
         context = click.Context(command, parent=context, info_name=command.name)
     after: list[str] = []
-    if context.parent is not None and context.parent.command.name == "slurm" and "--" in rest:
+    is_slurms = context.parent is not None and context.parent.command.name == "slurm"
+    if (is_slurms or command.name == "study") and "--" in rest:
         place = rest.index("--")
         rest, after = rest[:place], rest[place + 1 :]
     if is_short or isinstance(command, click.Group):
@@ -189,7 +190,7 @@ def parse(words: list[str]) -> None:
     else:
         command.make_context(command.name, rest, parent=context.parent)
     if after:
-        name = "train" if command.name == "pipeline" else str(command.name)
+        name = "train" if command.name in ("pipeline", "study") else str(command.name)
         parse([name, *after, "…"])
 
 
