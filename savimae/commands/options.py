@@ -159,11 +159,6 @@ def _instead(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     return value
 
 
-STEPS = click.option(
-    "--steps", type=int, callback=_instead, help="Length of the run, instead of --epochs."
-)
-
-
 class GroupedCommand(click.Command):
     """A command whose help shows its options under headings; see `option_group`."""
 
@@ -210,6 +205,9 @@ def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[...
     """How a model learns; the arguments are the defaults, as the help shows them."""
     return option_group(
         "Optimization",
+        click.option(
+            "--steps", type=int, callback=_instead, help="Length of the run, instead of --epochs."
+        ),
         click.option(
             "--accumulate",
             type=int,

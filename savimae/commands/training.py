@@ -13,7 +13,6 @@ from savimae.commands.options import (
     ROOT,
     SALIENCY_KIND,
     SAVING,
-    STEPS,
     TRAINING_MACHINE,
     GroupedCommand,
     finetune_config,
@@ -79,7 +78,6 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
     ),
     click.option("--epochs", type=int, help="How often every video is seen.  [800]"),
-    STEPS,
     click.option(
         "--batch-size",
         type=int,
@@ -252,7 +250,6 @@ def train(allocator: str, **options: Any) -> int:
         help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",
     ),
     click.option("--epochs", type=int, help="How often every video is seen.  [100]"),
-    STEPS,
     click.option(
         "--batch-size", type=int, default=8, show_default=True,
         help="Clips at a time, of each process.",

@@ -400,7 +400,7 @@ REFUSED = [
     ((*ARRAY, "2", "--", "--input-size", "9"), "not a multiple of"),
     (("preprocess", "VIDEOS", "a\\b", "--shards", "2", "--logs", "c\\d"), "another .* --logs"),
     (("preprocess", "VIDEOS", "VIDEOS/out", "--shards", "2"), "lies inside"),
-    (("status", "MISSING"), "no such folder; name one of arrays or of a run"),
+    (("status", "MISSING"), "no such folder; name one of arrays, of a run or of a study"),
     (("status", "VIDEOS"), "no job is noted in it"),
 ]  # fmt: skip
 
