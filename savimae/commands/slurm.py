@@ -94,7 +94,7 @@ CPUS_OF_A_GPU = 8
 CHECK_CPUS = 1
 ONE_CPU = ("check", "collect")
 WOULD_FAIL = "(the job would fail; --no-check makes the script all the same)"
-# How a job of a pipeline waits for the one before: the check looks at whatever came of the array.
+# How a job waits for the one before: check and collect look at whatever came of the array.
 AFTER = {"check": "afterany", "train": "afterok", "collect": "afterany"}
 
 

@@ -161,9 +161,9 @@ def make_study(
     Raises:
         UsageError, click.UsageError: options that do not fit.
     """
-    from savimae.study.plan import Judges, Study
+    from savimae.study.plan import BUDGETS, Judges, Study
 
-    budget = _budget(**{name: options.pop(name) for name in ("steps", "flops", "minutes")})
+    budget = _budget({name: options.pop(name) for name in BUDGETS})
     judges = Judges(label_counts=options.pop("labels"), **options)
     ways = _ways(ctx, ("--data", data, "--out", out), vary, arguments, root)
     words = ("unknown", "--train", train, "--test", test, "--out", out)
@@ -175,7 +175,7 @@ def make_study(
     return Study(data, train, test, out, ways, seeds, budget, judges, tuning, root)
 
 
-def _budget(**amounts: float | None) -> Budget:
+def _budget(amounts: dict[str, float | None]) -> Budget:
     from savimae.study.plan import Budget
 
     given = {name: amount for name, amount in amounts.items() if amount is not None}
@@ -218,7 +218,9 @@ def _ways(
         given |= {name: plain.params[name] for name in common if name not in options}
         config = train_config(**given)
         try:
-            config.mask_spec(), config.clip_config(), config.saliency_config()
+            config.mask_spec()
+            config.clip_config()
+            config.saliency_config()
         except ValueError as error:
             raise UsageError(str(error)) from None
         return config

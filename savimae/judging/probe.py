@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from savimae.data.labels import check_overlap, match_labels
+from savimae.data.labels import Labelled, check_overlap, match_labels
 from savimae.data.lists import find_both_sides, group_of, label_of, shared_groups
 from savimae.judging.attentive import attentive as attentive_classifier
 from savimae.judging.features import (
@@ -29,6 +29,7 @@ from savimae.judging.features import (
     token_features,
 )
 from savimae.judging.load import Machine, Pretrained, load_pretrained
+from savimae.model.config import VideoMAEConfig
 from savimae.model.videomae import VideoMAE
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import SavimaeError, UsageError, shown
@@ -131,22 +132,16 @@ def probe(
     """
     check_sklearn()
     refuse_file(out)
-    both_sides = find_both_sides(train_list, test_list, root)
-    labelled = match_labels(*both_sides, train_list, test_list)
-    if len(labelled.classes) == 1:
-        raise UsageError(
-            f"{shown(train_list)}: all videos have one label; nothing can be told apart"
-        )
-    overlap = check_overlap(labelled.train, labelled.test, allow_overlap)
+    labelled, overlap = labelled_sides(train_list, test_list, root, label_counts, allow_overlap)
     pretrained = load_pretrained(checkpoint, machine.device)
     try:
         reader = ViewReader(pretrained.clips(sampling_rate), views or Views())
         sources = _sources(pretrained, pool, layer, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    check_label_counts(label_counts, [label_of(video) for video in labelled.train], train_list)
     if attentive:
-        _check_memory(pretrained, reader.views, len(labelled.train) + len(labelled.test))
+        n_videos = len(labelled.train) + len(labelled.test)
+        check_token_memory(pretrained.model.config, reader.views.count, n_videos)
     groups = [group_of(video.name) for video in labelled.train]
     heads = pretrained.model.config.encoder_heads
 
@@ -193,17 +188,34 @@ def probe(
     )  # fmt: skip
 
 
-def check_label_counts(
-    counts: Sequence[int | None], labels: Sequence[int], train_list: str
-) -> None:
-    """Raises UsageError for a number of videos of each class that no class has more than."""
-    largest = int(np.bincount(labels).max())
-    for count in counts:
+def labelled_sides(
+    train_list: str,
+    test_list: str,
+    root: str | None,
+    label_counts: Sequence[int | None],
+    allow_overlap: bool,
+) -> tuple[Labelled, int]:
+    """The videos of both sides with the same labels, and how many are on both.
+
+    Raises:
+        UsageError: as `probe`, for lists that do not fit each other or the label counts.
+        SavimaeError: a list that cannot be read.
+    """
+    both_sides = find_both_sides(train_list, test_list, root)
+    labelled = match_labels(*both_sides, train_list, test_list)
+    if len(labelled.classes) == 1:
+        raise UsageError(
+            f"{shown(train_list)}: all videos have one label; nothing can be told apart"
+        )
+    overlap = check_overlap(labelled.train, labelled.test, allow_overlap)
+    largest = int(np.bincount([label_of(video) for video in labelled.train]).max())
+    for count in label_counts:
         if count is not None and count >= largest:
             raise UsageError(
                 f"--labels {count}: no class of {shown(train_list)} has more than {largest} "
                 "videos; say all"
             )
+    return labelled, overlap
 
 
 def draw_labelled(y: np.ndarray, count: int | None, seed: int) -> list[np.ndarray]:
@@ -241,10 +253,9 @@ def _over_draws(scores: Sequence[Score], count: int | None) -> Score:
     )
 
 
-def _check_memory(pretrained: Pretrained, views: Views, n_videos: int) -> None:
+def check_token_memory(shape: VideoMAEConfig, n_views: int, n_videos: int) -> None:
     """Raises UsageError if the tokens of so many videos take most of this machine's memory."""
-    shape = pretrained.model.config
-    wanted = 4 * n_videos * views.count * shape.n_tokens * shape.encoder_dim
+    wanted = 4 * n_videos * n_views * shape.n_tokens * shape.encoder_dim
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if wanted > MEMORY_SHARE * there:
         raise UsageError(

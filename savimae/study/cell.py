@@ -41,14 +41,14 @@ def run_cell(study: Study, cell: Cell) -> int:
     if steps is None:
         return EXIT_STOPPED
     config = dataclasses.replace(config, epochs=None, steps=steps)
-    _say(f"{cell.name}: pretraining, {steps} steps")
+    print(f"{cell.name}: pretraining, {steps} steps", flush=True)
     if code := train(config):
         return code
     probed = _probe(study, cell, run, config)
     scores = [_score(s.features, s.classifier, s.labels, s.top1) for s in probed.scores]
     if study.finetuning is not None:
         for encoder in (PRETRAINED, UNTRAINED) if cell.with_baselines else (PRETRAINED,):
-            _say(f"{cell.name}: fine-tuning, {encoder}")
+            print(f"{cell.name}: fine-tuning, {encoder}", flush=True)
             tuned = _tuning(study, study.finetuning, cell, run, config, encoder)
             if code := finetune(tuned):
                 return code
@@ -72,17 +72,13 @@ def run_cell(study: Study, cell: Cell) -> int:
     return 0
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
 def _steps(budget: Budget, config: TrainConfig, cell: Cell) -> int | None:
     """Steps of the cell's pretraining; None if their measurement was stopped.
 
     A cell keeps the number that was found when it began.
     """
-    if budget.kind == "steps":
-        return int(budget.amount)
+    if budget.steps is not None:
+        return budget.steps
     path = os.path.join(cell.folder, "steps.json")
     if os.path.exists(path):
         return int(read_json(path)["steps"])
@@ -101,7 +97,7 @@ def _steps_of_minutes(config: TrainConfig, minutes: float, cell: Cell) -> int | 
     """As many as this machine does in this time, by a short run; None if that was stopped."""
     trial = os.path.join(cell.folder, TRIAL)
     shutil.rmtree(trial, ignore_errors=True)
-    _say(f"{cell.name}: {TRIAL_STEPS} steps to see how fast this machine is")
+    print(f"{cell.name}: {TRIAL_STEPS} steps to see how fast this machine is", flush=True)
     short = dataclasses.replace(
         config, out=trial, epochs=None, steps=TRIAL_STEPS, warmup_epochs=None,
         log_every=TRIAL_STEPS // 3,
@@ -115,7 +111,7 @@ def _steps_of_minutes(config: TrainConfig, minutes: float, cell: Cell) -> int | 
 
 
 def _probe(study: Study, cell: Cell, run: str, config: TrainConfig) -> Probe:
-    _say(f"{cell.name}: probing")
+    print(f"{cell.name}: probing", flush=True)
     machine = Machine.choose(
         config.device, config.precision, config.threads, config.batch_size, config.workers
     )

@@ -26,7 +26,7 @@ def draw_study(summary: Summary, out: str) -> None:
     size = (3.2 * across + 0.085 * longest, down * (1.3 + 0.32 * len(rows)))
     figure = new_figure(size)
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
-    for axes, column in zip(panels, summary.columns, strict=False):
+    for axes, column in zip(panels[:n], summary.columns, strict=True):
         for place, row in enumerate(rows):
             spread = summary.spread(row, column)
             if spread is None:

@@ -69,6 +69,11 @@ class Budget:
             raise ValueError(f"--{self.kind} must be above 0, not {self.amount:g}")
 
     @property
+    def steps(self) -> int | None:
+        """What every cell does; None where each finds it out."""
+        return int(self.amount) if self.kind == "steps" else None
+
+    @property
     def words(self) -> str:
         """Such as "2000 steps"."""
         unit = {"steps": "steps", "minutes": "minutes", "flops": "floating point operations"}

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from savimae.judging.probe import PIXELS
 from savimae.study.cell import UNTRAINED
 from savimae.study.picture import draw_study
 from savimae.study.plan import Study, own_options
@@ -196,7 +195,7 @@ def _reading_of(summary: Summary, column: Column) -> str:
     for baseline in summary.baselines:
         found = summary.difference(best, baseline, column)
         if found is not None:
-            what = "an untrained encoder" if UNTRAINED in baseline else PIXELS
+            what = "an untrained encoder" if baseline == UNTRAINED else baseline
             parts.append(f"{_against(found, what, mean(baseline))}.")
     first = ways[0]
     compared = [summary.difference(way, first, column) for way in ways[1:]]

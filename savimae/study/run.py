@@ -7,11 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from savimae.data.labels import check_overlap, match_labels
-from savimae.data.lists import find_both_sides, label_of
 from savimae.data.shards import Shard
 from savimae.judging.pictures import check_matplotlib
-from savimae.judging.probe import check_label_counts, check_sklearn
+from savimae.judging.probe import check_sklearn, check_token_memory, labelled_sides
 from savimae.study.cell import run_cell
 from savimae.study.plan import CELLS, Cell, Study
 from savimae.study.report import summary_table, write_report
@@ -33,21 +31,25 @@ def check_study(study: Study) -> None:
     check_matplotlib()
     refuse_file(study.out)
     check_config(study.out, study.settings())
-    labelled = match_labels(
-        *find_both_sides(study.train, study.test, study.root), study.train, study.test
+    judges = study.judges
+    labelled, _ = labelled_sides(
+        study.train, study.test, study.root, judges.label_counts, judges.allow_overlap
     )
-    check_overlap(labelled.train, labelled.test, study.judges.allow_overlap)
-    labels = [label_of(video) for video in labelled.train]
-    check_label_counts(study.judges.label_counts, labels, study.train)
+    n_videos = len(labelled.train) + len(labelled.test)
+    # The folder of all cells is that of no run.
+    nowhere = os.path.join(study.out, CELLS)
     for way in study.ways:
-        depth = way.config.model_shape().encoder_depth
-        if study.judges.layer is not None and study.judges.layer > depth:
+        shape = way.config.model_shape()
+        if judges.layer is not None and judges.layer > shape.encoder_depth:
             raise UsageError(
-                f"--layer {study.judges.layer} is not one of the {depth} blocks of {way.name}"
+                f"--layer {judges.layer} is not one of the {shape.encoder_depth} blocks of "
+                f"{way.name}"
             )
+        if judges.attentive:
+            check_token_memory(shape, 1, n_videos)
         try:
-            # The folder of all cells is that of no run.
-            check_training(replace(way.config, out=os.path.join(study.out, CELLS)), World())
+            config = replace(way.config, out=nowhere, steps=study.budget.steps)
+            check_training(config, World())
         except SavimaeError as error:
             raise type(error)(f"{way.name}: {error}") from error
 
@@ -81,8 +83,8 @@ def run_study(study: Study, shard: Shard | None = None) -> int:
         try:
             if code := run_cell(study, cell):
                 return code
-        except UsageError:
-            raise
+        except UsageError as error:
+            raise UsageError(f"{cell.name}: {error}") from error
         except SavimaeError as error:  # the other cells may do better
             print(f"failed: {cell.name}: {error}", file=sys.stderr, flush=True)
             failed.append(cell)

@@ -292,6 +292,7 @@ def test_what_cannot_be_a_study(data, tmp_path, more, message):
         ({"of_train": (*OF_TRAIN, "--out", "x")}, "--out after the -- is what `savimae study`"),
         ({"of_train": (*OF_TRAIN, "--mask-ratio", "7")}, "tube: ratio 7.0 is not between 0 and 1"),
         ({"of_train": (*OF_TRAIN, "--salient-share", "0.2")}, "--salient-share counts in none"),
+        ({"of_train": (*OF_TRAIN, "--warmup-epochs", "2")}, "savi: a warm-up of 2 epochs leaves"),
         ({"budget": ()}, "give one of --steps, --flops and --minutes"),
         ({"budget": ("--minutes", "-1")}, "--minutes must be above 0"),
     ],
@@ -301,6 +302,18 @@ def test_what_its_options_cannot_be(data, tmp_path, changes, message):
     assert found.returncode == 2, found.stderr
     assert found.stderr.count("\n") == 1
     assert message in found.stderr
+    assert not (tmp_path / "study").exists()
+
+
+def test_what_probes_would_refuse_is_said_before_hours_of_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("savimae.judging.probe.MEMORY_SHARE", 1e-9)
+    found = savimae(*words(data, tmp_path / "study", "--attentive"))
+    assert found.returncode == 2
+    assert "--attentive keeps all tokens of 12 videos" in found.stderr
+    given = words(data, tmp_path / "study")
+    given[given.index("--train") + 1] = data / "train/c0"
+    found = savimae(*given)
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
     assert not (tmp_path / "study").exists()
 
 

@@ -152,6 +152,8 @@ def test_shapes_have_baselines_of_their_own(tmp_path):
     study = Study("v", "a", "b", str(tmp_path), ways, 1, Budget("steps", 1), Judges(), None)
     for cell in study.cells():
         write(cell)
+    line = reading(collect(study))[-1]
+    assert "Untrained, as p 8 has 0.480; one seed" in line
     assert collect(study).baselines == [
         "untrained, as p 8", "untrained, as p 16", "raw pixels, as p 8", "raw pixels, as p 16",
     ]  # fmt: skip
