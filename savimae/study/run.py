@@ -88,7 +88,7 @@ def run_study(study: Study, shard: Shard | None = None) -> int:
         except SavimaeError as error:  # the other cells may do better
             print(f"failed: {cell.name}: {error}", file=sys.stderr, flush=True)
             failed.append(cell)
-    if shard is None:
+    if shard is None and len(failed) < len(cells):
         print_report(study)
     return _end(failed)
 

@@ -179,6 +179,20 @@ def test_a_cell_that_fails_does_not_stop_the_others(data, tmp_path):
     assert "| savi, lr 1e-3 | 2 |" in text
 
 
+def test_cells_that_all_fail_leave_no_report(data, tmp_path):
+    (data / "broken.mp4").write_bytes(bytes(range(256)) * 9)
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{data}/broken.mp4 0\n")
+    given = words(data, tmp_path / "study", finetune="none")
+    given[given.index("--data") + 1] = listed
+    found = savimae(*given)
+    assert found.returncode == 1
+    assert "failed: savi, seed 1: " in found.stderr
+    assert "broken.mp4: not decodable" in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("4 cells failed: savi, seed 1; tube, seed 1;")
+    assert not (tmp_path / "study/study.md").exists()
+
+
 # ------------------------------------------------------------------------------------ budgets
 
 
