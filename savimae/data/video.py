@@ -46,6 +46,8 @@ FRAME_NAME = re.compile(r"(.*?)(\d+)\.[^.]+", re.DOTALL)  # img_00012.jpg: "img_
 RGB_FRAMES_PREFIX = "img_"  # what tools that also write optical flow call the RGB frames
 MAX_PIXELS = 2**27  # of a frame: 16K video; FFmpeg would allocate 16 times as many
 FINEST_RATE = 65535  # the largest denominator of a frame rate that is written (of MPEG-4)
+# FFmpeg's own choice, all cores, takes ten times as long for small frames, and their cores besides.
+SCALER_THREADS = 1
 REORDERED_FRAMES = 16  # the most by which a codec's decoding and display orders differ (H.264)
 
 
@@ -558,7 +560,7 @@ class _RgbReader:
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        rgb = self.reformatter.reformat(frame, format="rgb24").to_ndarray()
+        rgb = self.reformatter.reformat(frame, format="rgb24", threads=SCALER_THREADS).to_ndarray()
         return np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
 
 
@@ -577,7 +579,7 @@ class _GrayReader:
         if pixel_format.name != self.format_name:
             self._inspect(pixel_format)
         if not self.is_luma_plane:
-            frame = self.reformatter.reformat(frame, format=self.fallback)
+            frame = self.reformatter.reformat(frame, format=self.fallback, threads=SCALER_THREADS)
         plane = frame.planes[0]
         if self.is_rgb:
             gray = luma(frame.to_ndarray())

@@ -9,6 +9,7 @@ is drawn depends on the key of the sample alone (see `randomness`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from typing import NamedTuple
 
@@ -120,6 +121,10 @@ class FrameResizer:
 
     def resize(self, frame: np.ndarray, box: Box, mirrored: bool, out: np.ndarray) -> None:
         """The part `box` of a frame uint8 `[H, W, 3]`; writes out uint8 `[S, S, 3]`."""
+        if (box.height, box.width) == (self.size, self.size):
+            part = frame[box.top : box.top + self.size, box.left : box.left + self.size]
+            out[:] = part[:, ::-1] if mirrored else part
+            return
         if self._fitted != (box.height, box.width):
             self._fitted = (box.height, box.width)
             self._buffers = tuple(resize_buffers(box.height, box.width, self.size))
@@ -211,12 +216,12 @@ class ClipReader:
         size = self.config.input_size
         pixels = np.empty((len(frames), size, size, 3), np.uint8)
         resizer = self._kernels().resizer
+        box_of = functools.cache(lambda height, width: crop_box(height, width, self.config, key))
         for index, frame in enumerate(frames):
             if index and frame is frames[index - 1]:
                 pixels[index] = pixels[index - 1]
             else:
-                height, width, _ = frame.shape
-                box = crop_box(height, width, self.config, key)
+                box = box_of(*frame.shape[:2])
                 resizer.resize(frame, box, flipped, pixels[index])
         return pixels
 

@@ -18,8 +18,10 @@ from savimae.saliency.makers import ArrayMaker
 from savimae.saliency.preprocess import WalkOptions, process
 from savimae.samples.clips import (
     SCALES,
+    Box,
     ClipConfig,
     ClipReader,
+    FrameResizer,
     clip_indices,
     crop_box,
     is_flipped,
@@ -325,6 +327,17 @@ def test_multiscale_crops():
 
 
 # ----------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("box", [Box(0, 0, 40, 40), Box(3, 5, 32, 32)])  # resized, copied
+def test_parts_of_frames_are_those_of_the_reference(box, mirrored):
+    frame = np.random.default_rng(0).integers(0, 256, (41, 44, 3), dtype=np.uint8)
+    part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+    expected = np.stack([reference.resize(part[..., c], 32) for c in range(3)], -1)
+    out = np.full((32, 32, 3), 7, np.uint8)
+    FrameResizer(32).resize(frame, box, mirrored, out)
+    np.testing.assert_array_equal(out, expected[:, ::-1] if mirrored else expected)
 
 
 def test_arrays_that_do_not_fit_are_named(tmp_path):
