@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from savimae.system.errors import UsageError
 
@@ -132,30 +133,60 @@ def finetune_config(test_crops: int, save_every: tuple[str, ...], **options: Any
         raise UsageError(str(error)) from None
 
 
-# Defaults of `savimae finetune` that a --recipe changes.
-RECIPES: dict[str, dict[str, Any]] = {
-    "small": {
-        "pool": "time", "standardize": True, "head_scale": 1.0,
-        "batch_size": 32, "epochs": 40, "base_lr": 8e-3, "layer_decay": 1.0,
-        "smallest_crop": 0.85, "hflip": False, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
-        "drop_path": 0.0, "test_crops": 0,
+# By command and name of a --recipe, the defaults that it changes.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "train": {
+        "small": {
+            "model": "tiny", "encoder_depth": 3, "decoder_depth": 2, "input_size": 112,
+            "saliency": "change", "salient_mask_ratio": 0.75, "decode": "salient",
+            "optimizer": "muon", "lr": 5e-3, "batch_size": 32, "steps": 6400,
+        },
+    },
+    "finetune": {
+        "small": {
+            "pool": "time", "standardize": True, "head_scale": 1.0,
+            "batch_size": 32, "epochs": 40, "base_lr": 8e-3, "layer_decay": 1.0,
+            "smallest_crop": 0.85, "hflip": False, "erasing": 0.0, "mixup": 0.0, "cutmix": 0.0,
+            "drop_path": 0.0, "test_crops": 0,
+        },
     },
 }  # fmt: skip
+# An option that is typed, or one of its values, counts more than what a recipe says of these.
+INSTEAD_OF = {
+    "lr": ("base_lr",),
+    "base_lr": ("lr",),
+    "steps": ("epochs",),
+    "epochs": ("steps",),
+    "model": ("encoder_depth", "decoder_depth"),
+    "init": ("model", "encoder_depth", "decoder_depth", "input_size"),
+    "saliency_root": ("saliency",),
+    "mask_type tube": ("salient_mask_ratio",),
+    "mask_type random": ("salient_mask_ratio",),
+}
 
 
-def take_recipe(ctx: click.Context, _param: click.Parameter, name: str) -> None:
-    """The callback of --recipe, called before other options are read: what is typed counts more."""
-    ctx.default_map = dict(RECIPES.get(name, {}))
+def recipe_option(command: str, meaning: str) -> Callable[..., Any]:
+    """`--recipe`: other defaults of a command."""
+    return click.option(
+        "--recipe", type=click.Choice(["published", *RECIPES[command]]), default="published",
+        show_default=True, is_eager=True, expose_value=False, callback=_take_recipe,
+        help=meaning,
+    )  # fmt: skip
 
 
-INSTEAD_OF = {"lr": "base_lr", "steps": "epochs"}
+def _take_recipe(ctx: click.Context, _param: click.Parameter, name: str) -> None:
+    """Called before other options are read: what is typed counts more."""
+    ctx.default_map = dict(RECIPES[str(ctx.command.name)].get(name, {}))
 
 
-def _instead(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """The callback of an option that stands for another one: it counts more than a recipe's."""
-    if value is not None and ctx.default_map:
-        other = INSTEAD_OF[str(param.name)]
-        ctx.default_map = {name: each for name, each in ctx.default_map.items() if name != other}
+def instead(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """The callback of the options of INSTEAD_OF. What is typed is read before what is not."""
+    name = str(param.name)
+    if ctx.default_map and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+        others = INSTEAD_OF.get(f"{name} {value}") or INSTEAD_OF.get(name, ())
+        ctx.default_map = {
+            other: each for other, each in ctx.default_map.items() if other not in others
+        }
     return value
 
 
@@ -206,7 +237,7 @@ def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[...
     return option_group(
         "Optimization",
         click.option(
-            "--steps", type=int, callback=_instead, help="Length of the run, instead of --epochs."
+            "--steps", type=int, callback=instead, help="Length of the run, instead of --epochs."
         ),
         click.option(
             "--accumulate",
@@ -218,12 +249,13 @@ def optimization_options(base_lr: str, min_lr: str, warmup: int) -> Callable[...
         click.option(
             "--base-lr",
             type=float,
+            callback=instead,
             help=f"Rate for an effective batch of 256; it grows with the batch.  [{base_lr}]",
         ),
         click.option(
             "--lr",
             type=float,
-            callback=_instead,
+            callback=instead,
             help="The learning rate itself, instead of --base-lr.",
         ),
         click.option("--min-lr", type=float, help=f"[{min_lr}]"),

@@ -195,12 +195,15 @@ def _ways(
     arguments: Sequence[str],
     root: str | None,
 ) -> tuple[Way, ...]:
-    from savimae.study.plan import check_free, make_ways
+    from savimae.study.plan import OF_CELLS, check_free, make_ways
 
     parsed, typed = _parsed(ctx, "train", [*needed, *arguments], needed)
     plain, _ = _parsed(ctx, "train", needed, needed)
     check_free(typed)
     common = {name: parsed.params[name] for name in typed}
+    of_recipe = {
+        name: value for name, value in (parsed.default_map or {}).items() if name not in OF_CELLS
+    }
     varied: dict[str, list[tuple[str, Any]]] = {}
     for each in vary:
         name, values = _values(parsed, each)
@@ -212,10 +215,9 @@ def _ways(
     check_free(varied)
 
     def make(options: dict[str, Any]) -> Any:
-        given = {**parsed.params, **options, "root": root}
+        # What does not count in a way is at its default in it.
+        given = {**plain.params, **options, "root": root}
         given.pop("allocator")
-        # Options that do not count in a way are at their defaults in it.
-        given |= {name: plain.params[name] for name in common if name not in options}
         config = train_config(**given)
         try:
             config.mask_spec()
@@ -225,7 +227,7 @@ def _ways(
             raise UsageError(str(error)) from None
         return config
 
-    return make_ways(common, varied, make)
+    return make_ways(common, varied, make, of_recipe)
 
 
 def _parsed(

@@ -9,16 +9,16 @@ import click
 from savimae.commands.options import (
     ALLOW_OVERLAP,
     PATH,
-    RECIPES,
     ROOT,
     SALIENCY_KIND,
     SAVING,
     TRAINING_MACHINE,
     GroupedCommand,
     finetune_config,
+    instead,
     optimization_options,
     option_group,
-    take_recipe,
+    recipe_option,
     train_config,
 )
 from savimae.system.allocator import keep_memory
@@ -74,10 +74,13 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     click.option(
         "--saliency-root",
         type=PATH,
+        callback=instead,
         metavar="DIR",
         help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
     ),
-    click.option("--epochs", type=int, help="How often every video is seen.  [800]"),
+    click.option(
+        "--epochs", type=int, callback=instead, help="How often every video is seen.  [800]"
+    ),
     click.option(
         "--batch-size",
         type=int,
@@ -85,16 +88,22 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         show_default=True,
         help="Clips at a time, of each process.",
     ),
+    recipe_option(
+        "train",
+        "Other defaults; small: for up to thousands of clips and an hour of two cores.",
+    ),
 )
 @option_group(
     "Model",
     click.option(
         "--model",
+        callback=instead,
         help="tiny, small, base, large, huge, or a published name.  [base]",
     ),
     click.option(
         "--init",
         type=PATH,
+        callback=instead,
         metavar="CHECKPOINT",
         help="Weights to start from: ours, published, or a Hugging Face folder. Their shape is the "
         "default of the model's.",
@@ -112,6 +121,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         type=click.Choice(["savi", "savi-tube", "tube", "random"]),
         default="savi",
         show_default=True,
+        callback=instead,
     ),
     click.option(
         "--salient-mask-ratio",
@@ -249,7 +259,9 @@ def train(allocator: str, **options: Any) -> int:
         "--out", type=PATH, required=True, metavar="RUN",
         help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",
     ),
-    click.option("--epochs", type=int, help="How often every video is seen.  [100]"),
+    click.option(
+        "--epochs", type=int, callback=instead, help="How often every video is seen.  [100]"
+    ),
     click.option(
         "--batch-size", type=int, default=8, show_default=True,
         help="Clips at a time, of each process.",
@@ -257,10 +269,8 @@ def train(allocator: str, **options: Any) -> int:
     click.option(
         "--untrained", is_flag=True, help="Take the checkpoint's shape only, for comparison."
     ),
-    click.option(
-        "--recipe", type=click.Choice(["published", *RECIPES]), default="published",
-        show_default=True, is_eager=True, expose_value=False, callback=take_recipe,
-        help="Other defaults; small: for a few hundred videos that look alike.",
+    recipe_option(
+        "finetune", "Other defaults; small: for a few hundred videos that look alike."
     ),
 )  # fmt: skip
 @option_group(

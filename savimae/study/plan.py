@@ -165,6 +165,7 @@ def make_ways(
     common: Mapping[str, Any],
     varied: Mapping[str, Sequence[tuple[str, Any]]],
     make: Callable[[dict[str, Any]], TrainConfig],
+    of_recipe: Mapping[str, Any] | None = None,
 ) -> tuple[Way, ...]:
     """Every combination of the varied options, with those left out that do not count in it.
 
@@ -174,6 +175,7 @@ def make_ways(
         common: options that all ways are given, by name.
         varied: by name, the values as typed and as they are.
         make: a config from such options; raises UsageError for those that do not fit.
+        of_recipe: options of a recipe, which others replace and which need not count anywhere.
 
     Raises:
         UsageError: an option that counts in no way, a way that cannot be, or only one.
@@ -182,10 +184,10 @@ def make_ways(
     idle = {*common, *varied}
     for combination in itertools.product(*varied.values()):
         chosen = dict(zip(varied, combination, strict=True))
-        options = {**common, **{name: value for name, (_, value) in chosen.items()}}
-        options = options_that_count(options)
+        typed = {name: value for name, (_, value) in chosen.items()}
+        options = options_that_count({**(of_recipe or {}), **common, **typed})
         idle -= options.keys()
-        name = ", ".join(typed for key, (typed, _) in chosen.items() if key in options)
+        name = ", ".join(words for key, (words, _) in chosen.items() if key in options)
         if name not in ways:
             try:
                 ways[name] = Way(name, make(options))

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from savimae.cli import cli
-from savimae.commands.options import RECIPES, finetune_config
+from savimae.commands.options import RECIPES, finetune_config, train_config
 from savimae.judging.load import ClipOptions, MaskOptions
 from savimae.judging.reconstruct import Drawings
 from savimae.model.config import VideoMAEConfig
@@ -17,6 +17,7 @@ from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.makers import ArrayMaker
 from savimae.samples.masking import MaskSpec
 from savimae.samples.multi_view import Views
+from savimae.system.errors import UsageError
 from savimae.training.checkpoint import SaveEvery
 from savimae.training.finetune import FinetuneConfig
 from savimae.training.pretrain import DEFAULT_MODEL, TrainConfig
@@ -116,10 +117,50 @@ def test_a_recipe_changes_defaults_and_what_is_typed_counts_more():
 
     published, small = parsed(), parsed("--recipe", "small")
     assert parsed("--recipe", "published") == published
-    assert {n: small[n] for n in small if small[n] != published[n]} == RECIPES["small"]
+    assert {n: small[n] for n in small if small[n] != published[n]} == RECIPES["finetune"]["small"]
     # Before or after the recipe; --lr instead of its --base-lr.
     typed = parsed("--lr", "0.002", "--mixup", "0.5", "--recipe", "small", "--pool", "mean")
     changed = {n: typed[n] for n in typed if typed[n] != small[n]}
     assert changed == {"lr": 0.002, "base_lr": None, "mixup": 0.5, "pool": "mean"}
     assert finetune_config(**{n: typed[n] for n in typed if n != "allocator"}).lr == 0.002
     assert parsed() == published  # nothing of it is left behind
+
+
+def test_the_small_recipe_of_pretraining():
+    given, small = ["--data", "a", "--out", "b"], RECIPES["train"]["small"]
+
+    def parsed(*words):
+        return cli.commands["train"].make_context("train", [*given, *words]).params
+
+    def config(*words):
+        params = parsed(*words)
+        assert params.pop("allocator") == "keep"
+        return train_config(**params)
+
+    published = parsed()
+    chosen = parsed("--recipe", "small")
+    assert {n: chosen[n] for n in chosen if chosen[n] != published[n]} == small
+    assert config("--recipe", "small").model_shape().encoder_depth == 3
+
+    # What is typed counts more, and what cannot stand beside it is gone.
+    for words, expected in [
+        (["--base-lr", "1e-3"], {"base_lr": 1e-3, "lr": None}),
+        (["--epochs", "7"], {"epochs": 7, "steps": None}),
+        (["--model", "base"], {"model": "base", "encoder_depth": None, "decoder_depth": None}),
+        (["--encoder-depth", "6"], {"encoder_depth": 6}),
+        (["--mask-type", "tube"], {"mask_type": "tube", "salient_mask_ratio": None}),
+        (["--mask-type", "savi-tube"], {"mask_type": "savi-tube"}),
+        (["--saliency-root", "arrays"], {"saliency_root": "arrays", "saliency": None}),
+        (
+            ["--init", "weights"],
+            {"init": "weights"}
+            | dict.fromkeys(["model", "encoder_depth", "decoder_depth", "input_size"]),
+        ),
+    ]:
+        for line in ([*words, "--recipe", "small"], ["--recipe", "small", *words]):
+            typed = parsed(*line)
+            assert {n: typed[n] for n in typed if typed[n] != chosen[n]} == expected
+            config(*line)
+    # A ratio that is typed beside masks that have none is refused all the same.
+    with pytest.raises(UsageError, match="--salient-mask-ratio has no effect on tube masks"):
+        config("--recipe", "small", "--mask-type", "tube", "--salient-mask-ratio", "0.5")

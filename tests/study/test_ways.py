@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import click
 import pytest
 
+from savimae.cli import cli
+from savimae.commands.study import make_study
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.study.plan import (
     Budget,
@@ -21,6 +24,7 @@ from savimae.training.pretrain import TrainConfig
 
 MASKS = {"mask_type": [(kind, kind) for kind in ("savi", "savi-tube", "tube", "random")]}
 SALIENCY = {"saliency": [(kind, kind) for kind in ("frame-mean", "change")]}
+LENIENT = {"resilient_parsing": True}  # required options may be absent
 
 
 def make(options):
@@ -63,6 +67,24 @@ def test_each_way_gets_the_options_that_count_in_it():
     assert ways["tube"].mask_ratio == 0.8
     assert ways["tube"].salient_mask_ratio is None
     assert {way.batch_size for way in ways.values()} == {4}
+
+
+def test_a_recipe_counts_where_nothing_else_is_said():
+    """Decoding salient tokens makes two ways of tube masks; a ratio that idles is left out."""
+    ctx = cli.commands["study"].make_context("study", [], parent=click.Context(cli), **LENIENT)
+    options = {
+        **ctx.params, "data": "data", "train": "train", "test": "test", "out": "out", "steps": 3,
+        "vary": ("mask-type=savi,tube", "saliency=frame-mean,change"),
+    }  # fmt: skip
+    for name in ("arguments", "shard", "collect"):
+        del options[name]
+    typed = ("--recipe", "small", "--lr", "1e-3")
+    ways = {way.name: way.config for way in make_study(ctx, typed, **options).ways}
+    assert list(ways) == ["savi, frame-mean", "savi, change", "tube, frame-mean", "tube, change"]
+    assert ways["savi, frame-mean"].saliency == "frame-mean"
+    assert [way.salient_mask_ratio for way in ways.values()] == [0.75, 0.75, None, None]
+    for way in ways.values():
+        assert (way.lr, way.decode, way.optimizer, way.steps) == (1e-3, "salient", "muon", None)
 
 
 def test_arrays_have_a_kind_of_their_own(tmp_path):
