@@ -112,8 +112,9 @@ def run_demo(out: str, seed: int, workers: int) -> int:
     # A model and clips so small that something is learned in a minute or two on two cores.
     config = TrainConfig(
         made.direction_list, run, saliency_root=arrays, seed=seed,
-        model="tiny", decoder_depth=2, input_size=96, num_frames=8,
-        salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75, epochs=100, batch_size=16, lr=3e-3,
+        model="tiny", encoder_depth=3, decoder_depth=2, input_size=96, num_frames=8,
+        salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75, epochs=150, batch_size=16,
+        optimizer="muon", lr=5e-3,
     )  # fmt: skip
     size = config.saliency_config().input_size
     say(f"2. savimae preprocess {shown(made.videos)} {shown(arrays)} --input-size {size}")

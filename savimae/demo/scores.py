@@ -115,8 +115,9 @@ def _probe(
 def _pretraining(videos: DemoSet, arrays: str, run: str, seed: int) -> TrainConfig:
     return TrainConfig(
         videos.direction_list, run, saliency_root=arrays, seed=seed,
-        model="tiny", decoder_depth=2, input_size=INPUT_SIZE, num_frames=8,
-        epochs=PRETRAINING_EPOCHS, lr=1e-3, log_every=100,
+        model="tiny", encoder_depth=3, decoder_depth=2, input_size=INPUT_SIZE, num_frames=8,
+        salient_mask_ratio=0.75, decode="salient", epochs=PRETRAINING_EPOCHS, batch_size=32,
+        optimizer="muon", lr=5e-3, log_every=100,
     )  # fmt: skip
 
 

@@ -93,8 +93,8 @@ def test_the_model_learned_more_than_the_mean_of_each_patch(whole_demo):
             output = model(torch.from_numpy(clip.pixels)[None], mask)
         errors += float(output.loss_sum)
         of_means += float(output.target.square().sum())
-    # 0.985 to 0.987 for three such epochs; 1 is a model that has learned nothing.
-    assert errors / of_means < 0.992
+    # 1 is a model that has learned nothing.
+    assert errors / of_means < 0.9
 
 
 def test_the_videos_are_labelled_and_the_same_every_time(whole_demo, tmp_path):
