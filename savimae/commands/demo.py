@@ -17,7 +17,7 @@ from savimae.system.allocator import keep_memory
     help="Judge pretraining instead, with probes and fine-tuning: about half an hour.",
 )  # fmt: skip
 def demo(out: str, seed: int, workers: int | None, full: bool) -> int:
-    """Make a small set of real videos and run the whole pipeline on it: about two minutes."""
+    """Make a small set of real videos and run the whole pipeline on it: about four minutes."""
     keep_memory()
     from savimae.demo.run import run_demo
     from savimae.demo.scores import run_full_demo

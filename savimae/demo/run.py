@@ -109,7 +109,7 @@ def run_demo(out: str, seed: int, workers: int) -> int:
         f"({shown(made.direction_list)}), {len(OBJECTS)} objects ({shown(made.object_list)})"
     )
     arrays, run = os.path.join(out, "saliency"), os.path.join(out, "run")
-    # A model and clips so small that something is learned in a minute or two on two cores.
+    # A model and clips so small that something is learned in some minutes on two cores.
     config = TrainConfig(
         made.direction_list, run, saliency_root=arrays, seed=seed,
         model="tiny", encoder_depth=3, decoder_depth=2, input_size=96, num_frames=8,

@@ -443,11 +443,11 @@ def test_tensorboard(data, tmp_path):
     )
 
 
-def test_help_shows_the_five_that_matter_first():
+def test_help_shows_those_that_matter_first():
     done = savimae("train", "--help")
     first = done.stdout.partition("The ones that matter:")[2].partition("\n\n")[0]
     options = [line.split()[0].rstrip(",") for line in first.splitlines() if line[2:4] == "--"]
-    assert options == ["--data", "--out", "--saliency-root", "--epochs", "--batch-size"]
+    assert options == ["--data", "--out", "--saliency-root", "--epochs", "--batch-size", "--recipe"]
 
 
 def test_savimae_train_under_torchrun(data, tmp_path):
