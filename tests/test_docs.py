@@ -194,13 +194,22 @@ def parse(words: list[str]) -> None:
         parse([name, *after, "…"])
 
 
+def complaint(words: list[str]) -> str | None:
+    """What the command line says against these words."""
+    try:
+        parse(words)
+    except click.UsageError as error:
+        return error.format_message()
+    return None
+
+
 @pytest.mark.parametrize(
     "words",
     [words for _, _, words in COMMANDS],
     ids=[f"{page}:{line}:{' '.join(words)[:40]}" for page, line, words in COMMANDS],
 )
 def test_command_lines_parse(words):
-    parse(words)
+    assert complaint(words) is None
 
 
 @pytest.mark.parametrize(
@@ -217,6 +226,4 @@ def test_wrong_command_lines_are_found(text, message):
     (command,) = simple_commands(text)
     words = savimae_words(command)
     assert words is not None
-    with pytest.raises(click.UsageError) as error:
-        parse(words)
-    assert message in error.value.format_message()
+    assert message in str(complaint(words))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -159,7 +159,6 @@ INSTEAD_OF = {
     "epochs": ("steps",),
     "model": ("encoder_depth", "decoder_depth"),
     "init": ("model", "encoder_depth", "decoder_depth", "input_size"),
-    "saliency_root": ("saliency",),
     "mask_type tube": ("salient_mask_ratio",),
     "mask_type random": ("salient_mask_ratio",),
 }
@@ -167,27 +166,33 @@ INSTEAD_OF = {
 
 def recipe_option(command: str, meaning: str) -> Callable[..., Any]:
     """`--recipe`: other defaults of a command."""
+    recipes = RECIPES[command]
+
+    def take(ctx: click.Context, _param: click.Parameter, name: str) -> None:
+        # Called before other options are read: what is typed counts more.
+        ctx.default_map = dict(recipes.get(name, {}))
+
     return click.option(
-        "--recipe", type=click.Choice(["published", *RECIPES[command]]), default="published",
-        show_default=True, is_eager=True, expose_value=False, callback=_take_recipe,
-        help=meaning,
+        "--recipe", type=click.Choice(["published", *recipes]), default="published",
+        show_default=True, is_eager=True, expose_value=False, callback=take, help=meaning,
     )  # fmt: skip
-
-
-def _take_recipe(ctx: click.Context, _param: click.Parameter, name: str) -> None:
-    """Called before other options are read: what is typed counts more."""
-    ctx.default_map = dict(RECIPES[str(ctx.command.name)].get(name, {}))
 
 
 def instead(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """The callback of the options of INSTEAD_OF. What is typed is read before what is not."""
     name = str(param.name)
     if ctx.default_map and ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-        others = INSTEAD_OF.get(f"{name} {value}") or INSTEAD_OF.get(name, ())
-        ctx.default_map = {
-            other: each for other, each in ctx.default_map.items() if other not in others
-        }
+        ctx.default_map = left_of_recipe(ctx.default_map, {name: value})
     return value
+
+
+def left_of_recipe(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe still says beside options that are given; see INSTEAD_OF."""
+    replaced = {
+        other for name, value in given.items()
+        for other in INSTEAD_OF.get(f"{name} {value}") or INSTEAD_OF.get(name, ())
+    }  # fmt: skip
+    return {name: value for name, value in recipe.items() if name not in replaced}
 
 
 class GroupedCommand(click.Command):

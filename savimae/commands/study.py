@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +18,7 @@ from savimae.commands.options import (
     PassingCommand,
     both_spellings,
     finetune_config,
+    left_of_recipe,
     option_group,
     train_config,
 )
@@ -204,6 +205,10 @@ def _ways(
     of_recipe = {
         name: value for name, value in (parsed.default_map or {}).items() if name not in OF_CELLS
     }
+
+    def recipe(varied: Mapping[str, Any]) -> Mapping[str, Any]:
+        return left_of_recipe(of_recipe, varied)
+
     varied: dict[str, list[tuple[str, Any]]] = {}
     for each in vary:
         name, values = _values(parsed, each)
@@ -227,7 +232,7 @@ def _ways(
             raise UsageError(str(error)) from None
         return config
 
-    return make_ways(common, varied, make, of_recipe)
+    return make_ways(common, varied, make, recipe)
 
 
 def _parsed(

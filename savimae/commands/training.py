@@ -74,7 +74,6 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     click.option(
         "--saliency-root",
         type=PATH,
-        callback=instead,
         metavar="DIR",
         help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
     ),

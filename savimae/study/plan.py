@@ -165,7 +165,7 @@ def make_ways(
     common: Mapping[str, Any],
     varied: Mapping[str, Sequence[tuple[str, Any]]],
     make: Callable[[dict[str, Any]], TrainConfig],
-    of_recipe: Mapping[str, Any] | None = None,
+    recipe: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda _typed: {},
 ) -> tuple[Way, ...]:
     """Every combination of the varied options, with those left out that do not count in it.
 
@@ -175,7 +175,7 @@ def make_ways(
         common: options that all ways are given, by name.
         varied: by name, the values as typed and as they are.
         make: a config from such options; raises UsageError for those that do not fit.
-        of_recipe: options of a recipe, which others replace and which need not count anywhere.
+        recipe: what a recipe says beside varied options, by name; it need not count anywhere.
 
     Raises:
         UsageError: an option that counts in no way, a way that cannot be, or only one.
@@ -185,7 +185,7 @@ def make_ways(
     for combination in itertools.product(*varied.values()):
         chosen = dict(zip(varied, combination, strict=True))
         typed = {name: value for name, (_, value) in chosen.items()}
-        options = options_that_count({**(of_recipe or {}), **common, **typed})
+        options = options_that_count({**recipe(typed), **common, **typed})
         idle -= options.keys()
         name = ", ".join(words for key, (words, _) in chosen.items() if key in options)
         if name not in ways:

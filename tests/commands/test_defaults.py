@@ -150,7 +150,7 @@ def test_the_small_recipe_of_pretraining():
         (["--encoder-depth", "6"], {"encoder_depth": 6}),
         (["--mask-type", "tube"], {"mask_type": "tube", "salient_mask_ratio": None}),
         (["--mask-type", "savi-tube"], {"mask_type": "savi-tube"}),
-        (["--saliency-root", "arrays"], {"saliency_root": "arrays", "saliency": None}),
+        (["--saliency-root", "arrays"], {"saliency_root": "arrays"}),
         (
             ["--init", "weights"],
             {"init": "weights"}

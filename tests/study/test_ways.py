@@ -69,22 +69,34 @@ def test_each_way_gets_the_options_that_count_in_it():
     assert {way.batch_size for way in ways.values()} == {4}
 
 
-def test_a_recipe_counts_where_nothing_else_is_said():
-    """Decoding salient tokens makes two ways of tube masks; a ratio that idles is left out."""
+def ways_of(*typed, vary):
+    """The configs of `savimae study --vary … -- TYPED`, by name."""
     ctx = cli.commands["study"].make_context("study", [], parent=click.Context(cli), **LENIENT)
     options = {
         **ctx.params, "data": "data", "train": "train", "test": "test", "out": "out", "steps": 3,
-        "vary": ("mask-type=savi,tube", "saliency=frame-mean,change"),
+        "vary": vary,
     }  # fmt: skip
     for name in ("arguments", "shard", "collect"):
         del options[name]
-    typed = ("--recipe", "small", "--lr", "1e-3")
-    ways = {way.name: way.config for way in make_study(ctx, typed, **options).ways}
+    return {way.name: way.config for way in make_study(ctx, typed, **options).ways}
+
+
+def test_a_recipe_counts_where_nothing_else_is_said():
+    """Decoding salient tokens makes two ways of tube masks; a ratio that idles is left out."""
+    vary = ("mask-type=savi,tube", "saliency=frame-mean,change")
+    ways = ways_of("--recipe", "small", "--lr", "1e-3", vary=vary)
     assert list(ways) == ["savi, frame-mean", "savi, change", "tube, frame-mean", "tube, change"]
     assert ways["savi, frame-mean"].saliency == "frame-mean"
     assert [way.salient_mask_ratio for way in ways.values()] == [0.75, 0.75, None, None]
     for way in ways.values():
         assert (way.lr, way.decode, way.optimizer, way.steps) == (1e-3, "salient", "muon", None)
+
+
+def test_what_is_varied_replaces_what_a_recipe_says():
+    rates = ways_of("--recipe", "small", vary=("base-lr=1e-3,2e-3",)).values()
+    assert [(way.base_lr, way.lr) for way in rates] == [(1e-3, None), (2e-3, None)]
+    models = ways_of("--recipe", "small", vary=("model=tiny,small",)).values()
+    assert [way.model_shape().encoder_depth for way in models] == [12, 12]
 
 
 def test_arrays_have_a_kind_of_their_own(tmp_path):

@@ -98,7 +98,7 @@ def theirs(ours, transformers_folder, tmp_path_factory):
     return folder, answers
 
 
-def close(a, b) -> None:
+def assert_near(a, b) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE)
 
 
@@ -112,9 +112,9 @@ def test_every_version_reads_our_export_right(ours, theirs):
     _, model, classifier, clips, mask = ours
     answers = theirs[1]
     prediction, loss, logits = expected_answers(model, classifier, clips, mask)
-    close(answers["pretraining"]["logits"].flatten(0, 1), prediction)
-    close(answers["pretraining"]["loss"], loss)
-    close(answers["classifier"]["logits"], logits)
+    assert_near(answers["pretraining"]["logits"].flatten(0, 1), prediction)
+    assert_near(answers["pretraining"]["loss"], loss)
+    assert_near(answers["classifier"]["logits"], logits)
     version = tuple(map(int, answers["version"].split(".")))
     # Each bias stands there under two names, of which old versions know one. A key bias that is not
     # there is zero, as ours.
@@ -143,9 +143,9 @@ def test_models_that_a_version_makes_are_read_right(theirs, ours):
     model = load_model(str(folder / "saved/own-pretraining"))
     classifier = load_classifier(str(folder / "saved/own-classifier"))
     prediction, loss, logits = expected_answers(model, classifier, clips, mask)
-    close(prediction, answers["own-pretraining"]["logits"].flatten(0, 1))
-    close(loss, answers["own-pretraining"]["loss"])
-    close(logits, answers["own-classifier"]["logits"])
+    assert_near(prediction, answers["own-pretraining"]["logits"].flatten(0, 1))
+    assert_near(loss, answers["own-pretraining"]["loss"])
+    assert_near(logits, answers["own-classifier"]["logits"])
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])
