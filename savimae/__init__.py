@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from savimae.data.video import open_video
+    from savimae.judging.library import load_classifier, load_encoder
     from savimae.model.classifier import VideoClassifier
     from savimae.model.config import VideoMAEConfig
     from savimae.model.videomae import VideoMAE, build_model
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
     from savimae.samples.randomness import sample_keys
     from savimae.system.allocator import keep_memory
-    from savimae.training.weights import load_classifier, load_model
+    from savimae.system.errors import SavimaeError
+    from savimae.training.weights import load_model
 
 __version__ = "0.1.0"
 
@@ -28,6 +30,7 @@ _HOMES = {
     "ClipReader": "samples.clips",
     "MaskSpec": "samples.masking",
     "SaliencyConfig": "saliency.config",
+    "SavimaeError": "system.errors",
     "VideoClassifier": "model.classifier",
     "VideoMAE": "model.videomae",
     "VideoMAEConfig": "model.config",
@@ -35,7 +38,8 @@ _HOMES = {
     "draw_decoded": "samples.masking",
     "draw_masks": "samples.masking",
     "keep_memory": "system.allocator",
-    "load_classifier": "training.weights",
+    "load_classifier": "judging.library",
+    "load_encoder": "judging.library",
     "load_model": "training.weights",
     "open_video": "data.video",
     "sample_keys": "samples.randomness",
@@ -43,9 +47,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "ClipConfig", "ClipReader", "MaskSpec", "SaliencyConfig", "VideoClassifier", "VideoMAE",
-    "VideoMAEConfig", "build_model", "draw_decoded", "draw_masks", "keep_memory",
-    "load_classifier", "load_model", "open_video", "sample_keys", "video_patches",
+    "ClipConfig", "ClipReader", "MaskSpec", "SaliencyConfig", "SavimaeError", "VideoClassifier",
+    "VideoMAE", "VideoMAEConfig", "build_model", "draw_decoded", "draw_masks", "keep_memory",
+    "load_classifier", "load_encoder", "load_model", "open_video", "sample_keys", "video_patches",
 ]  # fmt: skip
 
 

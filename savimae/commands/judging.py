@@ -18,7 +18,7 @@ from savimae.commands.options import (
     option_group,
 )
 from savimae.system.allocator import keep_memory
-from savimae.system.errors import UsageError, shown
+from savimae.system.errors import EXIT_FAILURE, EXIT_STOPPED, UsageError, shown
 
 if TYPE_CHECKING:
     from savimae.judging.load import Machine
@@ -30,10 +30,11 @@ MASKS = option_group(
     click.option("--salient-mask-ratio", type=float, help="Of savi and savi-tube."),
     click.option("--nonsalient-mask-ratio", type=float, help="Of savi and savi-tube."),
 )
+RATE = click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]")
 CLIPS = option_group(
     "Clips",
     ROOT,
-    click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
+    RATE,
     click.option("--seed", type=SEED, default=0, show_default=True),
 )
 OF_SALIENCY = option_group(
@@ -214,11 +215,7 @@ def evaluate(
     LAYER,
 )
 @VIEWS
-@option_group(
-    "Clips",
-    ROOT,
-    click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]"),
-)
+@option_group("Clips", ROOT, RATE)
 @MACHINE
 def features(
     checkpoint: str, data: str, out: str, pool: str, layer: int | None, root: str | None,
@@ -232,19 +229,154 @@ def features(
     keep_memory()  # before the first tensor
     from savimae.data.lists import find_readable_videos
     from savimae.judging.features import encoder_features, make_features
-    from savimae.judging.load import load_pretrained
+    from savimae.judging.load import load_trained
     from savimae.samples.multi_view import ViewReader, Views
 
     machine, views = _choose_machine(**options), _make(Views, options)
     videos = find_readable_videos(data, root).videos
-    pretrained = load_pretrained(checkpoint, machine.device)
+    trained = load_trained(checkpoint, machine.device)
     try:
-        reader = ViewReader(pretrained.clips(sampling_rate), views)
-        source = encoder_features(pretrained.model, pool, machine, layer)
+        reader = ViewReader(trained.clips(sampling_rate), views)
+        source = encoder_features(trained.encoder, pool, machine, layer)
     except ValueError as error:
         raise UsageError(str(error)) from None
     values = make_features(out, source, videos, reader, machine).values
     click.echo(f"{shown(out)}: {list(values.shape)} of {len(videos)} videos")
+
+
+TEST_VIEWS = option_group(
+    "Views, whose probabilities are averaged",
+    click.option("--clips", type=click.IntRange(1), help="[as in the classifier's own test]"),
+    click.option(
+        "--crops", type=click.IntRange(0),
+        help="Squares along the longer side; 0: whole frames, pressed.  [as in its test]",
+    ),
+)  # fmt: skip
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("classifier", type=PATH)
+@click.argument("source", type=PATH)
+@option_group(
+    "The labels",
+    click.option("--out", type=PATH, metavar="FILE", help="Write them: .csv or .jsonl"),
+    click.option(
+        "--top", type=click.IntRange(1), default=3, show_default=True, metavar="K",
+        help="Likeliest classes that are printed.",
+    ),
+    click.option(
+        "--every", metavar="2s", help="A line for each window of so many seconds of a video."
+    ),
+)  # fmt: skip
+@TEST_VIEWS
+@option_group("Clips", ROOT, RATE)
+@MACHINE
+def predict(
+    classifier: str, source: str, out: str | None, top: int, every: str | None, clips: int | None,
+    crops: int | None, root: str | None, sampling_rate: int | None, **options: Any,
+) -> int:  # fmt: skip
+    """Print which classes new videos are of, with probabilities.
+
+    CLASSIFIER is a run of `savimae finetune`, a checkpoint of it, or a Hugging Face folder. SOURCE
+    is a video, a list or a folder. FILE has a line for each video: path, label, probability, and
+    the probability of every class.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.data.lists import find_videos
+    from savimae.judging.load import load_trained_classifier
+    from savimae.judging.predict import (
+        BrokenVideo,
+        check_out,
+        parse_every,
+        predict_videos,
+        predict_windows,
+        write_predictions,
+    )
+    from savimae.samples.multi_view import ViewReader
+    from savimae.system.files import refuse_folder
+
+    if out is not None:
+        refuse_folder(out)
+        check_out(out)
+    machine = _choose_machine(**options)
+    trained = load_trained_classifier(classifier, machine.device)
+    found = find_videos(source, root, weigh=False)
+    try:
+        if every is None:
+            reader = ViewReader(trained.clips(sampling_rate), trained.views(clips, crops))
+            predicted = predict_videos(trained, found.videos, reader, machine)
+        else:
+            reader = ViewReader(trained.clips(sampling_rate), trained.views(clips or 1, crops))
+            predicted = predict_windows(
+                trained, found.videos, reader, machine, parse_every(every)
+            )  # fmt: skip
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    broken = [BrokenVideo(*each) for each in found.unreadable]
+    width = max((len(shown(video.path)) for video in found.videos), default=0)
+    written = []
+    for each in predicted:
+        if isinstance(each, BrokenVideo):
+            broken.append(each)
+            continue
+        window = "" if each.start_s is None else f"  {each.start_s:8.1f} to {each.end_s:.1f} s"
+        classes = "  ".join(f"{shown(name)} {value:.3f}" for name, value in each.top(top))
+        click.echo(f"{shown(each.path):{width}}{window}  {classes}")
+        written.append(each)
+    for path, reason in broken:
+        click.echo(f"failed: {shown(path)}: {reason}", err=True)
+    if out is not None and written:
+        write_predictions(out, written)
+        click.echo(f"wrote {shown(out)}: {len(written)} lines", err=True)
+    return EXIT_FAILURE if broken else 0
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("classifier", type=PATH)
+@option_group(
+    "The test",
+    click.option("--test", "test_list", type=PATH, required=True, metavar="LIST"),
+    click.option(
+        "--out", type=PATH, required=True, metavar="DIR",
+        help="test.json, predictions.csv, pictures. Run again to go on with it.",
+    ),
+)  # fmt: skip
+@TEST_VIEWS
+@option_group("Clips", ROOT, RATE)
+@MACHINE
+def test(
+    classifier: str, test_list: str, out: str, clips: int | None, crops: int | None,
+    root: str | None, sampling_rate: int | None, **options: Any,
+) -> int:  # fmt: skip
+    """Test a classifier on another list of labelled videos, or with more views.
+
+    CLASSIFIER is a run of `savimae finetune`, a checkpoint of it, or a Hugging Face folder. Classes
+    are matched by name; a list of folders or `path label` lines will do.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.judging.load import load_trained_classifier
+    from savimae.judging.pictures import check_matplotlib, draw_test
+    from savimae.judging.predict import run_test
+    from savimae.samples.multi_view import ViewReader
+
+    check_matplotlib()
+    machine = _choose_machine(**options)
+    trained = load_trained_classifier(classifier, machine.device)
+    try:
+        reader = ViewReader(trained.clips(sampling_rate), trained.views(clips, crops))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    result = run_test(trained, test_list, out, reader, machine, root)
+    if result is None:
+        return EXIT_STOPPED
+    for note in result["notes"]:
+        click.echo(note)
+    click.echo(
+        f"{result['videos']} test videos: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}"
+    )
+    for path in (f"{out}/test.json", f"{out}/predictions.csv", *draw_test(out, result)):
+        click.echo(f"wrote {shown(path)}")
+    return 0
 
 
 @click.command(cls=GroupedCommand)

@@ -342,6 +342,14 @@ def finetune(allocator: str, **options: Any) -> int:
     """
     if allocator == "keep":
         keep_memory()  # before the first tensor
+    from savimae.judging.pictures import draw_test, has_matplotlib
+    from savimae.training.classifier_test import read_result
+    from savimae.training.distributed import find_world
     from savimae.training.finetune import finetune as run
 
-    return run(finetune_config(**options))
+    config = finetune_config(**options)
+    code = run(config)
+    result = read_result(config.out) if code == 0 and find_world().is_main else None
+    if result is not None and has_matplotlib():
+        draw_test(config.out, result)
+    return code

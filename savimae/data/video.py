@@ -181,6 +181,15 @@ class FrameFolder:
         """Every frame in order, uint8 `[height, width, 3]`."""
         yield from map(self._rgb_frame, self.names)
 
+    def frames_at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames at these ascending indices, uint8 `[height, width, 3]`."""
+        for index in indices:
+            yield self._rgb_frame(self.names[index])
+
+    def count_frames(self) -> int:
+        """T."""
+        return len(self.names)
+
     def read_clip(self, choose: ChooseFrames, n_frames: int | None = None) -> DecodedFrames:
         """The frames that `choose` wants; see `VideoFile.read_clip`. `n_frames` is not needed."""
         del n_frames
@@ -319,6 +328,34 @@ class VideoFile:
     def rgb_frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 `[height, width, 3]`."""
         yield from map(_RgbReader(), self._frames())
+
+    def frames_at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """The frames at these ascending indices, uint8 `[height, width, 3]`, decoded in one pass.
+
+        Raises:
+            VideoError: a frame up to the last of them cannot be decoded, or there are fewer.
+        """
+        to_rgb = _RgbReader()
+        wanted = iter(indices.tolist())
+        following = next(wanted, None)
+        for index, frame in enumerate(self._frames()):
+            if following is None:
+                return
+            if index == following:
+                yield to_rgb(frame)
+                following = next(wanted, None)
+        if following is not None:
+            raise VideoError(f"ends before frame {following}, which its container promises")
+
+    def count_frames(self) -> int:
+        """T, from what the container says where that is certain, else by decoding.
+
+        Raises:
+            VideoError: the video cannot be decoded.
+        """
+        with _decoding_errors(), self._opened() as (container, stream):
+            times = read_frame_times(container, stream)
+        return sum(1 for _ in self._frames()) if times is None else len(times)
 
     def read_clip(self, choose: ChooseFrames, n_frames: int | None = None) -> DecodedFrames:
         """The frames that `choose(T)` wants of a video of T frames.

@@ -20,7 +20,8 @@ from savimae.saliency.preprocess import WalkOptions, process
 from savimae.system.errors import shown
 from savimae.system.files import read_json, refuse_file, write_json
 from savimae.system.tables import table
-from savimae.training.finetune import RESULT, FinetuneConfig, finetune
+from savimae.training.classifier_test import RESULT
+from savimae.training.finetune import FinetuneConfig, finetune
 from savimae.training.pretrain import TrainConfig, train
 from savimae.training.setup import options_of
 

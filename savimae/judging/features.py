@@ -24,11 +24,18 @@ from savimae.data.lists import Video, names_digest
 from savimae.data.video import naming_video
 from savimae.judging.load import Machine
 from savimae.model.config import CHANNELS, VideoMAEConfig
-from savimae.model.videomae import VideoMAE, patchify, sinusoid_positions, time_means
+from savimae.model.videomae import Encoder, patchify, sinusoid_positions, time_means
 from savimae.saliency.arrays import parse_array, read_archive
 from savimae.samples.multi_view import ViewReader
 from savimae.system.errors import SavimaeError, UsageError, shown
-from savimae.system.files import atomic_file, parse_json, read_json, refuse_folder, write_json
+from savimae.system.files import (
+    atomic_file,
+    parse_json,
+    path_text,
+    read_json,
+    refuse_folder,
+    write_json,
+)
 from savimae.system.lock import SoleWriter, sole_writer
 from savimae.system.settings import check_settings, record_config
 
@@ -60,32 +67,33 @@ class Source:
 
 
 def encoder_features(
-    model: VideoMAE, pool: str, machine: Machine, layer: int | None = None
+    encoder: Encoder, pool: str, machine: Machine, layer: int | None = None
 ) -> Source:
     """Features of the encoder.
 
     Args:
         pool: "mean" over all tokens `[B, D]`, "time" for one mean a time step `[B, t_n, D]`, or
             "tokens" for all of them `[B, N, D]`.
-        layer: of which block, from 1; None: of the last, after its norm.
+        layer: of which block, from 1; None: of the last, after its norm (a classifier's encoder
+            has none).
 
     Raises:
         ValueError: another pool, or no such layer.
     """
-    depth = model.config.encoder_depth
+    depth = encoder.config.encoder_depth
     if layer is not None and not 1 <= layer <= depth:
         raise ValueError(f"--layer {layer} is not one of the {depth} blocks of this encoder")
     if pool not in POOLS:
         raise ValueError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
-    time_steps = model.config.time_steps
+    time_steps = encoder.config.time_steps
 
     def extract(clips: Tensor) -> Tensor:
         with machine.autocast():
-            tokens, _ = model.encode(clips, layer)
+            tokens = encoder.whole(clips, layer=layer)
         return pool_tokens(tokens, pool, time_steps)
 
     of_layer = {} if layer is None else {"layer": layer}
-    return Source(extract, {"weights": fingerprint(model), "pool": pool, **of_layer})
+    return Source(extract, {"weights": fingerprint(encoder), "pool": pool, **of_layer})
 
 
 def pool_tokens(tokens: Tensor, pool: str, time_steps: int) -> Tensor:
@@ -95,18 +103,19 @@ def pool_tokens(tokens: Tensor, pool: str, time_steps: int) -> Tensor:
     return tokens if pool == "tokens" else tokens.mean(1)
 
 
-def token_features(model: VideoMAE, machine: Machine, layer: int | None = None) -> Source:
+def token_features(encoder: Encoder, machine: Machine, layer: int | None = None) -> Source:
     """All tokens of the encoder, of every view: `[B, N, D]`. Arguments as of `encoder_features`."""
-    source = encoder_features(model, "tokens", machine, layer)
+    source = encoder_features(encoder, "tokens", machine, layer)
     return Source(source.extract, {**source.settings, "views": "kept"}, keeps_views=True)
 
 
 def pooled_features(of_tokens: Features, pool: str, time_steps: int) -> Features:
     """What `encoder_features` would make, from features of `token_features`."""
     n_videos, n_views = of_tokens.values.shape[:2]
-    pooled = pool_tokens(torch.from_numpy(of_tokens.values).flatten(0, 1), pool, time_steps)
-    values = pooled.unflatten(0, (n_videos, n_views)).mean(1)
-    return of_tokens._replace(values=values.numpy())
+    values = np.require(of_tokens.values, requirements="W")  # PyTorch warns of what was only read
+    pooled = pool_tokens(torch.from_numpy(values).flatten(0, 1), pool, time_steps)
+    of_videos = pooled.unflatten(0, (n_videos, n_views)).mean(1)
+    return of_tokens._replace(values=of_videos.numpy())
 
 
 def pixel_tokens(config: VideoMAEConfig) -> Source:
@@ -296,7 +305,7 @@ def _beside(path: str) -> str:
 
 
 def _write_features(path: str, features: Features) -> None:
-    paths = [os.fsencode(each).decode("utf-8", "backslashreplace") for each in features.paths]
+    paths = [path_text(each) for each in features.paths]
     if path.endswith(".npz"):
         with atomic_file(path) as file:
             np.savez(

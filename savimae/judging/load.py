@@ -10,10 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from savimae.data.lists import Video, distinct_videos
 from savimae.data.video import naming_video
-from savimae.model.videomae import VideoMAE
+from savimae.model.classifier import VideoClassifier
+from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import Encoder, VideoMAE
 from savimae.saliency.arrays import cut_words, find_cut
 from savimae.saliency.config import (
     FRAME_MEAN,
@@ -23,16 +26,20 @@ from savimae.saliency.config import (
 )
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_masks, refuse_idle_ratios
+from savimae.samples.multi_view import TEST_CLIPS, TEST_CROPS, Views
 from savimae.samples.randomness import sample_keys
 from savimae.system.cores import available_cores
 from savimae.system.errors import UsageError, shown
 from savimae.system.progress import Progress
 from savimae.training.distributed import World
+from savimae.training.huggingface import class_names
+from savimae.training.loaded_weights import classifier_of, encoder_of
 from savimae.training.machine import autocast, choose_device, choose_precision, default_workers
 from savimae.training.plan import Plan, load_batches
-from savimae.training.weights import load_weights
+from savimae.training.weights import load_weights, read_weights
 
 Sample = TypeVar("Sample")
+LIBRARY_BATCH = 8  # views at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +70,16 @@ class Machine:
         workers = default_workers() if workers is None else workers
         return cls(chosen, choose_precision(precision, chosen), batch_size, workers)
 
+    @classmethod
+    def here(cls, device: str, precision: str) -> Machine:
+        """For the library: as `choose`, and PyTorch's threads stay what they are.
+
+        Raises:
+            UsageError: CUDA is asked for and not there.
+        """
+        chosen = choose_device(device, World())
+        return cls(chosen, choose_precision(precision, chosen), LIBRARY_BATCH, default_workers())
+
     def autocast(self) -> torch.autocast:
         return autocast(self.device, self.precision)
 
@@ -74,14 +91,14 @@ class Machine:
         rounds: int = 1,
         done: int = 0,
     ) -> Iterator[list[Sample]]:
-        """Batches of `load(index, round)` for all indices below n, in a fixed order, loaded ahead.
+        """Batches of `load(index, round)` for all indices below n, in order, loaded ahead.
 
         Args:
             title: what the progress is called.
             rounds: how often every index comes.
             done: batches to leave out at the start.
         """
-        plan = Plan(n, self.batch_size)
+        plan = Plan(n, self.batch_size, shuffled=False)
         total = rounds * plan.steps_per_epoch
         loaded = load_batches(plan, range(done, total), load, self.workers)
         with (
@@ -142,12 +159,17 @@ class MaskedClips:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """A model in evaluation mode, and the settings of its training as far as they are known."""
+class Trained:
+    """An encoder in evaluation mode, and the settings of its training as far as they are known."""
 
     path: str
-    model: VideoMAE
+    encoder: Encoder
     settings: Mapping[str, Any]
+
+    @property
+    def config(self) -> VideoMAEConfig:
+        """The shape of the model; of a classifier, what it says of a decoder plays no role."""
+        return self.encoder.config
 
     def clips(self, sampling_rate: int | None = None) -> ClipConfig:
         """Clips as the model was trained on, whole frames; or with another sampling rate.
@@ -155,13 +177,23 @@ class Pretrained:
         Raises:
             ValueError: a rate below 1.
         """
-        shape = self.model.config
+        shape = self.config
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
         return ClipConfig(shape.num_frames, rate, shape.image_size)
 
+    def _setting(self, given: Any, name: str, default: Any) -> Any:
+        return self.settings.get(name, default) if given is None else given
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Trained):
+    """A pretrained model: its encoder, and the decoder that reconstructs what masks hide."""
+
+    model: VideoMAE
+
     def saliency(self, options: ClipOptions) -> SaliencyConfig:
         """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
-        shape, root = self.model.config, options.saliency_root
+        shape, root = self.config, options.saliency_root
         trained = self.settings.get("saliency_kind", FRAME_MEAN)
         kind = options.saliency or (None if root and kind_of_arrays(root) else trained)
         found = choose_saliency(
@@ -192,9 +224,6 @@ class Pretrained:
             ),
             self.settings.get("visible_tokens") if is_as_trained else None,
         )
-
-    def _setting(self, given: Any, name: str, default: Any) -> Any:
-        return self.settings.get(name, default) if given is None else given
 
     def masked_clips(
         self, videos: Sequence[Video], clips: ClipOptions, masks: MaskOptions, array_cut: int
@@ -231,7 +260,58 @@ def load_pretrained(path: str, device: torch.device) -> Pretrained:
     weights = load_weights(path)
     model = VideoMAE(weights.config)
     model.load_state_dict(weights.state)
-    return Pretrained(path, model.to(device).eval(), weights.settings)
+    model.to(device).eval()
+    return Pretrained(path, model.encoder, weights.settings, model)
+
+
+def load_trained(path: str, device: torch.device) -> Trained:
+    """The encoder of the model at `path`, pretrained or a classifier, of any layout.
+
+    Raises:
+        SavimaeError: as `read_weights`.
+    """
+    weights = read_weights(path)
+    return Trained(path, encoder_of(weights).to(device).eval(), weights.settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedClassifier(Trained):
+    """A classifier: its encoder, its last layers, and the names of its classes."""
+
+    model: VideoClassifier
+    classes: list[str]
+    test_views: Views  # of a video, in its own test
+
+    def views(self, clips: int | None, crops: int | None) -> Views:
+        """Those of its own test, or with other numbers; 0 crops are whole frames, pressed.
+
+        Raises:
+            ValueError: numbers below.
+        """
+        n_clips = self.test_views.clips if clips is None else clips
+        return Views(n_clips, self.test_views.crops if crops is None else crops or None)
+
+
+def load_trained_classifier(path: str, device: torch.device) -> TrainedClassifier:
+    """The classifier at `path`, of any layout.
+
+    Raises:
+        SavimaeError: as `read_weights`, or the weights of a pretraining model.
+    """
+    weights = read_weights(path)
+    model = classifier_of(path, weights).to(device).eval()
+    classes = class_names(weights.classes, model.head.out_features)
+    views = weights.views or Views(TEST_CLIPS, TEST_CROPS)
+    return TrainedClassifier(path, model.encoder, weights.settings, model, classes, views)
+
+
+def untrained_twin(encoder: Encoder, seed: int) -> Encoder:
+    """An encoder of the same shape with random weights, in evaluation mode on the same device."""
+    torch.manual_seed(seed)
+    twin = VideoMAE(encoder.config).encoder
+    if isinstance(encoder.norm, nn.Identity):
+        twin.norm = nn.Identity()
+    return twin.to(encoder.positions.device).eval()
 
 
 def find_arrays(saliency_root: str | None, videos: Sequence[Video]) -> int:

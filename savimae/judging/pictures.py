@@ -5,10 +5,11 @@ Panels are pixel-exact images with captions in Pillow's own font; curves are mat
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import imageio.v3 as imageio
@@ -254,6 +255,11 @@ def check_matplotlib() -> None:
     new_figure((1, 1))
 
 
+def has_matplotlib() -> bool:
+    """Whether curves and matrices can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def plot_confusion(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str, out: str
 ) -> None:
@@ -280,6 +286,73 @@ def plot_confusion(
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, counts[row, column], ha="center", va="center", color=color)
     write_figure(figure, out)
+
+
+def plot_class_accuracy(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str, out: str
+) -> None:
+    """Draw top-1 of each class as a PNG: dots, and the interval that so many videos leave open.
+
+    The interval is Wilson's (1927), of 95 %. Classes are sorted by their top-1, the best on top.
+
+    Args:
+        confusion: [true class][predicted class], videos.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    counts = np.array(confusion)
+    n, hits = counts.sum(1), counts.diagonal()
+    order = sorted(np.flatnonzero(n).tolist(), key=lambda k: (hits[k] / n[k], n[k]))
+    low, high = np.array([_wilson(int(hits[k]), int(n[k])) for k in order]).T
+    share = hits[order] / n[order]
+    figure = new_figure((7, min(30.0, 1.6 + 0.26 * len(order))))
+    axes = figure.subplots()
+    rows = np.arange(len(order))
+    axes.hlines(rows, low, high, color="C0", alpha=0.4, linewidth=3)
+    axes.plot(share, rows, "o", color="C0")
+    total = hits.sum() / n.sum()
+    axes.axvline(total, color="C7", linestyle="--", label=f"all videos: {total:.3f}")
+    names = [shown(classes[k]) if k < len(classes) else str(k) for k in order]
+    axes.set_yticks(rows, [f"{name} ({n[k]})" for name, k in zip(names, order, strict=True)])
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.set_xlabel("top-1 (line: interval of 95 %; in brackets: test videos)")
+    axes.set_title(title)
+    axes.legend(loc="lower right")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    write_figure(figure, out)
+
+
+def _wilson(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % for a share of `hits` in `n`."""
+    z = 1.96
+    share, room = hits / n, z * z / n
+    middle = (share + room / 2) / (1 + room)
+    half = z / (1 + room) * math.sqrt(share * (1 - share) / n + room / (4 * n))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def draw_test(folder: str, result: Mapping[str, Any]) -> list[str]:
+    """Draw the test of a classifier: its confusion matrix and the top-1 of each class.
+
+    Args:
+        folder: where the pictures go.
+        result: as `test.json` holds it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    title = f"{result['videos']} test videos, top-1 {result['top1']:.3f}"
+    confusion, classes = result["confusion"], result["classes"]
+    written = [os.path.join(folder, name) for name in ("confusion.png", "accuracy.png")]
+    plot_confusion(confusion, classes, title, written[0])
+    plot_class_accuracy(confusion, classes, title, written[1])
+    return written
 
 
 def plot_runs(runs: Sequence[str], out: str) -> None:

@@ -28,9 +28,9 @@ from savimae.judging.features import (
     pooled_features,
     token_features,
 )
-from savimae.judging.load import Machine, Pretrained, load_pretrained
+from savimae.judging.load import Machine, Trained, load_trained, untrained_twin
 from savimae.model.config import VideoMAEConfig
-from savimae.model.videomae import VideoMAE
+from savimae.model.videomae import Encoder
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import refuse_file
@@ -133,17 +133,17 @@ def probe(
     check_sklearn()
     refuse_file(out)
     labelled, overlap = labelled_sides(train_list, test_list, root, label_counts, allow_overlap)
-    pretrained = load_pretrained(checkpoint, machine.device)
+    trained = load_trained(checkpoint, machine.device)
     try:
-        reader = ViewReader(pretrained.clips(sampling_rate), views or Views())
-        sources = _sources(pretrained, pool, layer, machine, seed, baselines)
+        reader = ViewReader(trained.clips(sampling_rate), views or Views())
+        sources = _sources(trained, pool, layer, machine, seed, baselines)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if attentive:
         n_videos = len(labelled.train) + len(labelled.test)
-        check_token_memory(pretrained.model.config, reader.views.count, n_videos)
+        check_token_memory(trained.config, reader.views.count, n_videos)
     groups = [group_of(video.name) for video in labelled.train]
-    heads = pretrained.model.config.encoder_heads
+    heads = trained.config.encoder_heads
 
     def both_sides_of(name: str, source: Source, kind: str = "") -> tuple[Features, Features]:
         found = []
@@ -161,7 +161,7 @@ def probe(
     def scores_of(name: str, pooled: Source, tokens: Source) -> Iterator[Score]:
         for_tokens = both_sides_of(name, tokens, "-tokens") if attentive else None
         if for_tokens is not None and name != PIXELS:  # nothing is computed twice
-            steps = pretrained.model.config.time_steps
+            steps = trained.config.time_steps
             train, test = (pooled_features(each, pool, steps) for each in for_tokens)
         else:
             train, test = both_sides_of(name, pooled)
@@ -265,7 +265,7 @@ def check_token_memory(shape: VideoMAEConfig, n_views: int, n_videos: int) -> No
 
 
 def _sources(
-    pretrained: Pretrained,
+    trained: Trained,
     pool: str,
     layer: int | None,
     machine: Machine,
@@ -273,18 +273,17 @@ def _sources(
     baselines: bool,
 ) -> dict[str, tuple[Source, Source]]:
     """For each kind of features those that are pooled, and all tokens."""
-    import torch
 
-    def of_encoder(model: VideoMAE) -> tuple[Source, Source]:
+    def of_encoder(encoder: Encoder) -> tuple[Source, Source]:
         return (
-            encoder_features(model, pool, machine, layer), token_features(model, machine, layer),
-        )  # fmt: skip
+            encoder_features(encoder, pool, machine, layer),
+            token_features(encoder, machine, layer),
+        )
 
-    sources = {"pretrained": of_encoder(pretrained.model)}
+    sources = {"pretrained": of_encoder(trained.encoder)}
     if baselines:
-        shape = pretrained.model.config
-        torch.manual_seed(seed)
-        sources["untrained"] = of_encoder(VideoMAE(shape).to(machine.device).eval())
+        shape = trained.config
+        sources["untrained"] = of_encoder(untrained_twin(trained.encoder, seed))
         sources[PIXELS] = pixel_features(shape.tubelet_size), pixel_tokens(shape)
     return sources
 

@@ -7,6 +7,7 @@ the files.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +17,45 @@ from torch import Tensor
 from savimae.model.classifier import HeadConfig, Standardize, VideoClassifier
 from savimae.model.config import VideoMAEConfig
 from savimae.model.videomae import VideoMAE
-from savimae.system.errors import SavimaeError, shown
+from savimae.system.errors import SavimaeError, one_line, shown
 
 ENCODER = "encoder."
 HEAD = ("fc_norm.", "standardize.", "head.")  # what a classifier has beside the encoder
+# Of a model in a file: tokens, widths, values of a token; blocks. The largest published one has
+# 1568 tokens, a width of 1408 and 40 blocks; what a damaged file claims must be refused before it
+# is allocated.
+MAX_SIZE, MAX_DEPTH = 2**18, 1000
 State = dict[str, Tensor]
+
+
+def our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
+    """The shape that a file names.
+
+    Args:
+        path: the file, for the error.
+
+    Raises:
+        SavimaeError: unknown or missing fields, values of other types, or beyond any model.
+    """
+    types = {field.name: type(field.default) for field in dataclasses.fields(VideoMAEConfig)}
+    try:
+        for name, value in fields.items():
+            wanted = types.get(name, object)
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
+        config = VideoMAEConfig(**fields)
+        sizes = (
+            config.image_size, config.num_frames, config.encoder_dim, config.decoder_dim,
+            config.token_values, config.n_tokens,
+        )  # fmt: skip
+        if max(sizes) > MAX_SIZE:
+            raise ValueError(f"a size of {max(sizes)} is beyond any model")
+        depth = max(config.encoder_depth, config.decoder_depth)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"a depth of {depth} is beyond any model")
+        return config
+    except (TypeError, ValueError) as error:
+        raise SavimaeError(f"{shown(path)}: its config does not fit: {one_line(error)}") from error
 
 
 def our_names(state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,17 +1,21 @@
 """Views of a video for testing: clips spread over its time, crops spread over its frames.
 
-Legend: V views, T frames of a clip, S input size.
+Legend: V views, T frames of a clip, S input size, C crops of a frame.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from savimae.data.lists import Video
-from savimae.data.video import open_video
+from savimae.data.video import VideoError, open_video
 from savimae.samples.clips import Box, ClipConfig, FrameResizer
+
+TEST_CLIPS, TEST_CROPS = 5, 3  # of the published tests of classifiers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,32 @@ def spread_crops(height: int, width: int, n_crops: int | None) -> list[Box]:
     return [Box(0, int(offset), side, side) for offset in offsets]
 
 
+class Window(NamedTuple):
+    """A part of a video, and its views."""
+
+    start_s: float
+    end_s: float
+    views: np.ndarray  # uint8 [V, T, S, S, 3]
+
+
+def window_clips(
+    n_frames: int, per_window: int, config: ClipConfig, n_clips: int
+) -> list[np.ndarray]:
+    """Frames of the clips of consecutive windows of a video: ascending int64 `[n_clips, T]` each.
+
+    Clips are spread over their window. A clip that is longer than it reaches beyond it, on both
+    sides alike where the video goes on there.
+    """
+    clips = []
+    for start in range(0, n_frames, per_window):
+        end = min(start + per_window, n_frames)
+        beyond = max(0, config.span - (end - start))
+        first = max(0, min(start - beyond // 2, n_frames - config.span))
+        last = min(n_frames, max(end, first + config.span))
+        clips.append(first + spread_clips(last - first, config, n_clips))
+    return clips
+
+
 class ViewReader:
     """Reads the views of videos; may be used by several threads at once."""
 
@@ -79,14 +109,52 @@ class ViewReader:
             return np.unique(chosen[0])
 
         frames, indices = open_video(video.path).read_clip(choose)
+        resizer = FrameResizer(self.config.input_size)
+        cropped = [self._crops(frame, resizer) for frame in frames]
+        return self._assemble(dict(zip(indices.tolist(), cropped, strict=True)), chosen[0])
+
+    def read_windows(self, video: Video, every_s: float) -> Iterator[Window]:
+        """The views of each window of `every_s` seconds, in order; the video is decoded once.
+
+        Raises:
+            VideoError: the video cannot be decoded, or does not say how long a frame lasts.
+        """
+        source = open_video(video.path)
+        n_frames = source.count_frames()
+        if not source.frames_per_s:
+            raise VideoError("does not say how many frames a second it has, which --every needs")
+        per_window = max(1, round(every_s * source.frames_per_s))
+        of_windows = window_clips(n_frames, per_window, self.config, self.views.clips)
+        wanted = np.unique(np.concatenate(of_windows))
+        frames = zip(wanted.tolist(), source.frames_at(wanted), strict=True)
+        resizer = FrameResizer(self.config.input_size)
+        kept: dict[int, np.ndarray] = {}  # frame -> its crops, until no window needs it any more
+        for number, chosen in enumerate(of_windows):
+            kept = {index: crops for index, crops in kept.items() if index >= chosen.min()}
+            while not kept or max(kept) < chosen.max():
+                index, frame = next(frames)
+                kept[index] = self._crops(frame, resizer)
+            start = number * per_window
+            end = min(start + per_window, n_frames)
+            yield Window(
+                start / source.frames_per_s, end / source.frames_per_s,
+                self._assemble(kept, chosen),
+            )  # fmt: skip
+
+    def _crops(self, frame: np.ndarray, resizer: FrameResizer) -> np.ndarray:
+        """Frame uint8 `[H, W, 3]` -> its crops `[C, S, S, 3]`."""
         size = self.config.input_size
-        crops = self.views.crops or 1
-        resized = np.empty((len(frames), crops, size, size, 3), np.uint8)
-        resizer = FrameResizer(size)
-        for index, frame in enumerate(frames):
-            boxes = spread_crops(frame.shape[0], frame.shape[1], self.views.crops)
-            for number, box in enumerate(boxes):
-                resizer.resize(frame, box, False, resized[index, number])
-        # [clips, T] places among the frames -> [clips, T, crops, S, S, 3] -> [V, T, S, S, 3]
-        pixels = resized[np.searchsorted(indices, chosen[0])].swapaxes(1, 2)
-        return np.ascontiguousarray(pixels).reshape(-1, *pixels.shape[2:])
+        boxes = spread_crops(frame.shape[0], frame.shape[1], self.views.crops)
+        crops = np.empty((len(boxes), size, size, 3), np.uint8)
+        for box, out in zip(boxes, crops, strict=True):
+            resizer.resize(frame, box, False, out)
+        return crops
+
+    @staticmethod
+    def _assemble(crops_of: dict[int, np.ndarray], clips: np.ndarray) -> np.ndarray:
+        """Crops `[C, S, S, 3]` by frame, clips int `[clips, T]` -> uint8 `[V, T, S, S, 3]`."""
+        # [clips, T, C, S, S, 3] -> [clips, C, T, S, S, 3] -> [V, T, S, S, 3]
+        pixels = np.stack([[crops_of[int(index)] for index in clip] for clip in clips])
+        return np.ascontiguousarray(pixels.swapaxes(1, 2)).reshape(
+            -1, *pixels.shape[1:2], *pixels.shape[3:]
+        )

@@ -158,7 +158,7 @@ def measure_run(run: str, record: Record | None, must_know: bool) -> RunProgress
     """Look at a training run. Arguments and errors as of `measure_arrays`."""
     # These import torch, which arrays can do without.
     from savimae.training.checkpoint import last_checkpoint
-    from savimae.training.finetune import RESULT
+    from savimae.training.classifier_test import RESULT
 
     log = read_lines(run)
     starts = [line for line in log if line.get("event") == "start"]

@@ -16,7 +16,7 @@ from savimae.judging.probe import Probe, probe
 from savimae.study.plan import Budget, Cell, Study
 from savimae.system.errors import EXIT_STOPPED, SavimaeError, shown
 from savimae.system.files import read_json, write_json
-from savimae.training.finetune import RESULT as TEST_RESULT
+from savimae.training.classifier_test import RESULT as TEST_RESULT
 from savimae.training.finetune import FinetuneConfig, finetune
 from savimae.training.log import read_log
 from savimae.training.pretrain import TrainConfig, steps_of_flops, train

@@ -132,6 +132,11 @@ def create_json(path: str, content: Any) -> bool:
     return True
 
 
+def path_text(path: str) -> str:
+    """A path as text that UTF-8 can hold: bytes that are no text become escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def parse_json(text: str | bytes) -> Any:
     """What JSON says. Raises ValueError for other text, also where it is nested too deeply."""
     try:

@@ -1,40 +1,84 @@
 """The test of a classifier: the softmax is averaged over the views of every video.
 
 A test may take hours. It stops when asked to, and goes on from there, on any number of processes.
+
+Legend: K classes, V views of a video, T frames of a clip, S input size.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
+import io
+import json
 import os
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from savimae.data.lists import Video, label_of
 from savimae.data.video import naming_video
+from savimae.saliency.arrays import read_archive
 from savimae.samples.multi_view import ViewReader
-from savimae.system.errors import SavimaeError, shown
-from savimae.system.files import read_json, write_json
+from savimae.system.errors import SavimaeError, one_line, shown
+from savimae.system.files import atomic_file, parse_json, path_text, read_json, write_json
 from savimae.system.progress import Progress
 from savimae.system.signals import StopSignals
 from savimae.training.distributed import World
 from savimae.training.machine import autocast
 
+RESULT = "test.json"
+PREDICTIONS = "predictions.csv"
+PARTIAL = "test.partial.npz"
 SAVE_EVERY_S = 60.0
-RANKS = 5  # likeliest classes that are kept of each video
+RANKS = 5  # likeliest classes among which top-5 looks for the true one
+
+
+class Prediction(NamedTuple):
+    """What a classifier makes of a video, or of a part of it."""
+
+    path: str
+    classes: Sequence[str]  # names of all K classes
+    probabilities: np.ndarray  # float32 [K], which add up to 1
+    true: str | None = None  # the class that the list names, in a test
+    start_s: float | None = None  # the part of the video, if it is not all of it
+    end_s: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The likeliest class."""
+        return self.classes[int(self.probabilities.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """That of the likeliest class."""
+        return float(self.probabilities.max())
+
+    def top(self, k: int) -> list[tuple[str, float]]:
+        """The `k` likeliest classes with their probabilities, likeliest first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+
+def view_probabilities(
+    model: nn.Module, views: Tensor, batch_size: int, device: torch.device, precision: str
+) -> Tensor:
+    """Softmax of views, some at a time: uint8 `[V, T, S, S, 3]` -> float32 `[V, K]`."""
+    with torch.no_grad(), autocast(device, precision):
+        logits = torch.cat([model(part.to(device)) for part in views.split(batch_size)])
+    return logits.float().softmax(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierTest:
-    """A test, whose predictions so far are kept in a file until it is done."""
+    """A test, whose probabilities so far are kept in a file until it is done."""
 
-    path: str  # where the predictions so far are kept
+    path: str  # where the probabilities so far are kept
     settings: dict[str, Any]  # what tells this test from others
     videos: Sequence[Video]
     n_classes: int
@@ -44,19 +88,19 @@ class ClassifierTest:
     precision: str
     world: World
 
-    def run(self, model: nn.Module, signals: StopSignals) -> list[list[int]] | None:
-        """The likeliest classes of every video, likeliest first; leaves the model in eval mode.
+    def run(self, model: nn.Module, signals: StopSignals) -> np.ndarray | None:
+        """The probabilities of all classes, of every video; leaves the model in eval mode.
 
         Every process takes its share and gets the whole result.
 
         Returns:
-            At most five classes for each video; None if a process was asked to stop before the end.
+            float32 `[videos, K]`; None if a process was asked to stop before the end.
 
         Raises:
             SavimaeError: a video cannot be decoded, or what was kept cannot be read.
         """
         model.eval()
-        found: list[list[int]] = self.world.gather(self._read())[0]
+        found: list[np.ndarray] = list(self.world.gather(self._read())[0])
         n, saved_at = len(self.videos), time.monotonic()
         quiet = not self.world.is_main
         with Progress("testing", start=len(found) / n, quiet=quiet, delay_s=1.0) as progress:
@@ -65,67 +109,137 @@ class ClassifierTest:
                 index = len(found) + self.world.rank
                 mine = self._predict(model, self.videos[index]) if index < n else None
                 everyone = self.world.gather((mine, signals.received is not None))
-                found += [classes for classes, _ in everyone if classes is not None]
+                found += [each for each, _ in everyone if each is not None]
                 stops = len(found) < n and any(stop for _, stop in everyone)
                 is_time = stops or time.monotonic() - saved_at > SAVE_EVERY_S
                 if self.world.is_main and is_time and signals.may_save:
-                    write_json(self.path, {**self.settings, "predictions": found})
+                    self._write(found)
                     saved_at = time.monotonic()
                 if stops:
                     return None
-        return found
+        return np.stack(found)
 
     def forget(self) -> None:
-        """Remove the file of predictions."""
+        """Remove the file of probabilities."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
 
-    def _read(self) -> list[list[int]]:
-        """The predictions so far; none if those in the file are of another test."""
+    def _write(self, found: Sequence[np.ndarray]) -> None:
+        with atomic_file(self.path) as file:
+            np.savez(
+                file, probabilities=np.reshape(found, (-1, self.n_classes)).astype(np.float32),
+                settings=np.array(json.dumps(self.settings)),
+            )  # fmt: skip
+
+    def _read(self) -> np.ndarray:
+        """The probabilities so far, float32 `[n, K]`; none if the file's are of another test.
+
+        Raises:
+            SavimaeError: it holds something else.
+        """
+        nothing = np.empty((0, self.n_classes), np.float32)
+        if not os.path.exists(self.path):
+            return nothing
         try:
-            kept = read_json(self.path)
-            predictions = kept.pop("predictions")
-            if kept != self.settings:
-                return []
-            self._check(predictions)
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError, KeyError) as error:
+            probabilities, settings = read_archive(self.path, "probabilities", "settings")
+            if parse_json(str(settings)) != self.settings:
+                return nothing
+            n = len(probabilities) if probabilities.ndim else 0
+            if probabilities.shape != (n, self.n_classes) or n > len(self.videos):
+                raise ValueError("not of these videos and classes")
+            if probabilities.dtype != np.float32 or not np.isfinite(probabilities).all():
+                raise ValueError("not probabilities")
+            return probabilities
+        except (OSError, ValueError) as error:
             raise SavimaeError(
                 f"{shown(self.path)}: not what a test leaves when it is stopped; delete it"
             ) from error
-        return list(predictions)
 
-    def _check(self, predictions: Any) -> None:
-        """Raises ValueError unless these are classes of some of the videos."""
-        if not isinstance(predictions, list) or len(predictions) > len(self.videos):
-            raise ValueError("not a list of predictions for these videos")
-        for classes in predictions:
-            if not isinstance(classes, list) or not 1 <= len(classes) <= RANKS:
-                raise ValueError("not a list of classes")
-            if not all(type(each) is int and 0 <= each < self.n_classes for each in classes):
-                raise ValueError("a class that there is not")
-
-    def _predict(self, model: nn.Module, video: Video) -> list[int]:
+    def _predict(self, model: nn.Module, video: Video) -> np.ndarray:
         with naming_video(video.path):
-            views = torch.from_numpy(self.reader.read(video)).to(self.device)
-        with torch.no_grad(), autocast(self.device, self.precision):
-            logits = torch.cat([model(part) for part in views.split(self.batch_size)])
-        mean = logits.float().softmax(1).mean(0)
-        return [int(each) for each in mean.argsort(descending=True)[:RANKS]]
+            views = torch.from_numpy(self.reader.read(video))
+        of_views = view_probabilities(model, views, self.batch_size, self.device, self.precision)
+        return of_views.mean(0).cpu().numpy()
 
 
 def summarize(
-    predictions: Sequence[Sequence[int]], videos: Sequence[Video], n_classes: int
+    probabilities: np.ndarray, videos: Sequence[Video], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Top-1, top-5 and the confusion matrix [true class][predicted class] of predictions."""
-    labels = [label_of(video) for video in videos]
-    confusion = np.zeros((n_classes, n_classes), int)
-    np.add.at(confusion, (labels, [classes[0] for classes in predictions]), 1)
-    hits = [label in classes for label, classes in zip(labels, predictions, strict=True)]
+    """Top-1, top-5, top-1 by class, and the confusion matrix [true class][predicted class].
+
+    Args:
+        probabilities: float `[videos, K]`.
+
+    Raises:
+        SavimaeError: they are no finite numbers.
+    """
+    if not np.isfinite(probabilities).all():
+        raise SavimaeError("the classifier's probabilities are no finite numbers; look at its loss")
+    labels = np.array([label_of(video) for video in videos])
+    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :RANKS]
+    confusion = np.zeros((len(classes), len(classes)), int)
+    np.add.at(confusion, (labels, ranked[:, 0]), 1)
+    of_class = confusion.sum(1)
     return {
         "top1": float(np.trace(confusion)) / len(videos),
-        "top5": sum(hits) / len(videos),
+        "top5": float((ranked == labels[:, None]).any(1).mean()),
         "videos": len(videos),
+        "top1_of_class": {
+            name: float(confusion[k, k] / of_class[k])
+            for k, name in enumerate(classes)
+            if of_class[k]
+        },
         "confusion": confusion.tolist(),
+        "classes": list(classes),
     }
+
+
+def tested_predictions(
+    probabilities: np.ndarray, videos: Sequence[Video], classes: Sequence[str]
+) -> list[Prediction]:
+    """Of every test video, with its true class."""
+    return [
+        Prediction(video.path, classes, row, classes[label_of(video)])
+        for video, row in zip(videos, probabilities, strict=True)
+    ]
+
+
+def write_result(folder: str, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
+    """Write `test.json` and `predictions.csv`: a test is done where the first of them is."""
+    write_csv(os.path.join(folder, PREDICTIONS), predictions)
+    write_json(os.path.join(folder, RESULT), result)
+
+
+def read_result(folder: str) -> dict[str, Any] | None:
+    """What `write_result` wrote; None if there is none.
+
+    Raises:
+        SavimaeError: it cannot be read.
+    """
+    path = os.path.join(folder, RESULT)
+    if not os.path.isfile(path):
+        return None
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
+
+
+def write_csv(path: str, predictions: Sequence[Prediction]) -> None:
+    """Write a line for each prediction: where, which class, and `p_CLASS` for every class."""
+    first = predictions[0]
+    where = ["path", *(["start_s", "end_s"] if first.start_s is not None else [])]
+    true = ["true"] if first.true is not None else []
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([*where, *true, "label", "probability", *(f"p_{name}" for name in first.classes)])
+    for each in predictions:
+        numbers = [f"{value:.6g}" for value in each.probabilities]
+        cells = [
+            path_text(each.path),
+            *([f"{each.start_s:.3f}", f"{each.end_s:.3f}"] if each.start_s is not None else []),
+            *([each.true] if each.true is not None else []),
+        ]
+        rows.writerow([*cells, each.label, f"{each.probability:.6g}", *numbers])
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -47,10 +47,9 @@ from savimae.samples.clips import (
     clip_indices,
     is_flipped,
 )
-from savimae.samples.multi_view import ViewReader, Views
+from savimae.samples.multi_view import TEST_CLIPS, TEST_CROPS, ViewReader, Views
 from savimae.samples.randomness import PARTNER, integer_below, sample_keys
 from savimae.system.errors import SavimaeError, UsageError, shown
-from savimae.system.files import write_json
 from savimae.system.signals import StopSignals
 from savimae.training.attention_choice import (
     AUTO,
@@ -60,7 +59,13 @@ from savimae.training.attention_choice import (
     use_ways,
     ways_of,
 )
-from savimae.training.classifier_test import ClassifierTest, summarize
+from savimae.training.classifier_test import (
+    PARTIAL,
+    ClassifierTest,
+    summarize,
+    tested_predictions,
+    write_result,
+)
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
 from savimae.training.loop import Loop, PlainTask
@@ -75,17 +80,14 @@ from savimae.training.setup import (
     set_up,
     set_up_elsewhere,
 )
-from savimae.training.weights import load_weights
-
-RESULT = "test.json"
-PARTIAL = "test.partial.json"
+from savimae.training.weights import read_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig(RunConfig):
     """Everything that `savimae finetune` can be told; the defaults are the published recipe."""
 
-    checkpoint: str = ""  # pretrained weights of any layout
+    checkpoint: str = ""  # weights of any layout, whose encoder is taken
     test: str | None = None  # a list, or a folder of class folders
     dataset: str | None = None  # ucf101 or hmdb51: an official split of the videos below `data`
     splits: str | None = None  # the folder of its split files; None: where it usually lies
@@ -110,8 +112,8 @@ class FinetuneConfig(RunConfig):
     pool: str = "mean"  # see `HeadConfig`
     standardize: bool = False
 
-    test_clips: int = 5
-    test_crops: int | None = 3  # None: whole frames, pressed
+    test_clips: int = TEST_CLIPS
+    test_crops: int | None = TEST_CROPS  # None: whole frames, pressed
     test_every: int = 0  # epochs; 0: at the end only
 
     default_epochs: ClassVar[int] = 100
@@ -144,6 +146,11 @@ class FinetuneConfig(RunConfig):
             raise ValueError(
                 "--standardize compares the clips of a batch; give --batch-size 2 or more"
             )
+
+    @property
+    def views(self) -> Views:
+        """Of each test video."""
+        return Views(self.test_clips, self.test_crops)
 
     @property
     def head(self) -> HeadConfig:
@@ -189,8 +196,8 @@ class Finetuning(PlainTask):
         self.model = model
         self.videos = labelled.train
         self.test_videos = labelled.test
+        self.classes = labelled.classes
         self.about_classes = {
-            "classes": labelled.classes,
             "labels_in_the_training_list": labelled.numbers,
             **({"test_videos_in_training": overlap} if overlap else {}),
         }
@@ -290,10 +297,11 @@ class Finetuning(PlainTask):
         return is_last or bool(every and epoch % every == 0)
 
     def test(self, step: int, is_last: bool, signals: StopSignals) -> dict[str, float] | None:
-        """Top-1 and top-5 on the test videos; after the last step also in `test.json`.
+        """Top-1 and top-5 on the test videos; after the last step also in `test.json`, and the
+        probabilities of every video in `predictions.csv`.
 
         The averaged weights are tested if there are any. What is known of the test is kept in
-        `test.partial.json`, for a run that is stopped before its end.
+        `test.partial.npz`, for a run that is stopped before its end.
 
         Raises:
             SavimaeError: a video cannot be decoded.
@@ -306,22 +314,23 @@ class Finetuning(PlainTask):
                 "test_clips": config.test_clips, "test_crops": config.test_crops,
             },
             self.test_videos,
-            self.n_classes,
-            ViewReader(self.clips, Views(config.test_clips, config.test_crops)),
+            len(self.classes),
+            ViewReader(self.clips, config.views),
             setup.plan.batch_size, setup.device, setup.precision, setup.world,
         )  # fmt: skip
         tested = self.model if self.averaged is None else self.averaged
         if config.standardize:  # with the first process's running means, which checkpoints hold
             setup.world.share_state(tested)
-        predictions = of_classifier.run(tested, signals)
+        found = of_classifier.run(tested, signals)
         self.model.train()
-        if predictions is None:
+        if found is None:
             return None
-        result = summarize(predictions, self.test_videos, self.n_classes)
+        result = summarize(found, self.test_videos, self.classes)
         if setup.world.is_main:
             if is_last:
-                path = os.path.join(config.out, RESULT)
-                write_json(path, {"step": step, **result, **self.about_classes})
+                predictions = tested_predictions(found, self.test_videos, self.classes)
+                whole = {"step": step, **result, **self.about_classes}
+                write_result(config.out, whole, predictions)
             of_classifier.forget()
         return {f"test_{name}": result[name] for name in ("top1", "top5")}
 
@@ -403,7 +412,7 @@ class FinetuningRun:
         self.n_classes = len(labelled.classes)
         self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
-        self.weights = load_weights(config.checkpoint)
+        self.weights = read_weights(config.checkpoint)
         rate = config.sampling_rate
         if rate is None:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)
@@ -422,8 +431,11 @@ class FinetuningRun:
     @property
     def model_config(self) -> dict[str, Any]:
         return {
-            **dataclasses.asdict(self.shape), "n_classes": self.n_classes, "classes": self.classes,
-        }  # fmt: skip
+            **dataclasses.asdict(self.shape),
+            "n_classes": self.n_classes,
+            "classes": self.classes,
+            "views": dataclasses.asdict(self.config.views),
+        }
 
     @property
     def settings(self) -> dict[str, Any]:

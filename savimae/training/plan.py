@@ -33,6 +33,7 @@ class Plan:
     world: World = dataclasses.field(default_factory=World)
     seed: int = 0
     repeat: int = 1  # samples that are made of each clip; divides `batch_size`
+    shuffled: bool = True  # each epoch anew; else all go by their order
 
     @property
     def effective_batch(self) -> int:
@@ -61,7 +62,9 @@ class Plan:
 
         Every process has as many; in the last step of an epoch one may be empty.
         """
-        order = epoch_order(self.seed, self.epoch_of(step), self.n_samples)
+        order = np.arange(self.n_samples)
+        if self.shuffled:
+            order = epoch_order(self.seed, self.epoch_of(step), self.n_samples)
         first = step % self.steps_per_epoch * self.clips_per_step
         of_step = order[first : first + self.clips_per_step]
         mine = of_step[self.world.rank :: self.world.size]

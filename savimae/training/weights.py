@@ -15,65 +15,38 @@ Positions are stored in none.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from savimae.model.classifier import VideoClassifier
 from savimae.model.config import SIZES, VideoMAEConfig
 from savimae.model.layouts import (
     ENCODER,
-    HUGGINGFACE_CONFIG,
     State,
     expected_parameters,
-    from_huggingface,
-    head_of,
+    our_config,
     our_names,
     published_head,
-    refuse_lost_biases,
-    to_huggingface,
-    usual_biases,
 )
-from savimae.model.videomae import LAYER_NORM_EPS, VideoMAE
+from savimae.model.videomae import VideoMAE
+from savimae.samples.multi_view import Views
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
-from savimae.system.files import atomic_file, atomic_folder, read_json, refuse_folder
+from savimae.system.files import atomic_file, refuse_folder
 from savimae.training.checkpoint import last_checkpoint, read_file
+from savimae.training.classifier_test import read_result
+from savimae.training.huggingface import read_huggingface, write_huggingface
+from savimae.training.loaded_weights import Weights
 
 LAYOUTS = ("savimae", "videomae", "huggingface")
 EMBEDDING = ENCODER + "patch_embed.proj.weight"
-CLASSIFIER = "VideoMAEForVideoClassification"
 ENCODER_BLOCK, DECODER_BLOCK = (
     rf"{part}\.blocks\.(\d{{1,9}})\." for part in ("encoder", "decoder")
 )
 NAMED = 3  # parameters of a kind that an error names
-# Of a model in a file: tokens, widths, values of a token; blocks. The largest published one has
-# 1568 tokens, a width of 1408 and 40 blocks; what a damaged file claims must be refused before it
-# is allocated.
-MAX_SIZE, MAX_DEPTH = 2**18, 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """The parameters of a model under our names, and its shape.
-
-    Of a classifier, what `config` says of a decoder plays no role.
-    """
-
-    layout: str
-    config: VideoMAEConfig
-    state: State
-    settings: Mapping[str, Any]  # of the run that trained them; empty where nothing is known
-    classes: Sequence[str] = ()  # names of a classifier's labels, as far as they are known
-
-    @property
-    def n_classes(self) -> int | None:
-        """K of a classifier; None of a pretraining model."""
-        return len(self.state["head.weight"]) if "head.weight" in self.state else None
 
 
 def load_weights(path: str, **shape: int) -> Weights:
@@ -91,23 +64,6 @@ def load_weights(path: str, **shape: int) -> Weights:
     return weights
 
 
-def load_classifier(path: str) -> VideoClassifier:
-    """A classifier with the weights at `path`, of any layout.
-
-    Raises:
-        SavimaeError: as `read_weights`, or the weights of a pretraining model.
-    """
-    weights = read_weights(path)
-    if weights.n_classes is None:
-        raise SavimaeError(
-            f"{shown(path)}: a pretraining model, not a classifier; `savimae finetune` makes one"
-        )
-    head = head_of(weights.state, weights.config)
-    model = VideoClassifier(weights.config, weights.n_classes, head=head)
-    model.load_state_dict(weights.state)
-    return model
-
-
 def read_weights(path: str, **shape: int) -> Weights:
     """Read weights of any layout; which one is detected.
 
@@ -122,11 +78,13 @@ def read_weights(path: str, **shape: int) -> Weights:
     state: Any
     settings: Any = {}
     classes: Any = ()
+    views: Any = None
     if os.path.isdir(path):
         path = last_checkpoint(path) or path
     if os.path.isdir(path):
         layout = "huggingface"
-        config, state, classes = _read_huggingface(path)
+        config, state, classes, ours = read_huggingface(path)
+        settings, views = ours.get("settings"), ours.get("views")
     else:
         content = read_file(path)
         if isinstance(content.get("config"), dict) and "model" in content:
@@ -134,10 +92,11 @@ def read_weights(path: str, **shape: int) -> Weights:
             settings = content.get("settings")
             fields = dict(content["config"])
             classes, _ = fields.pop("classes", ()), fields.pop("n_classes", None)
+            views = fields.pop("views", None)
             fields.pop("decoder_mask_ratio", None)  # stood there up to version 0.1.0's first runs
             if not isinstance(classes, list | tuple):
                 raise SavimaeError(f"{shown(path)}: its config does not fit: classes are no list")
-            config = _our_config(path, fields)
+            config = our_config(path, fields)
         else:
             layout, state = "videomae", content.get("model", content.get("module"))
             if _is_state(state):
@@ -156,7 +115,22 @@ def read_weights(path: str, **shape: int) -> Weights:
     check_parameters(path, state, config)
     state = {name: value.float() for name, value in state.items()}
     settings = settings if isinstance(settings, dict) else {}
-    return Weights(layout, config, state, settings, [str(name) for name in classes])
+    classes = [str(name) for name in classes]
+    return Weights(layout, config, state, settings, classes, _views(path, views))
+
+
+def _views(path: str, fields: Any) -> Views | None:
+    """Views as `dataclasses.asdict` wrote them.
+
+    Raises:
+        SavimaeError: others.
+    """
+    try:
+        return None if fields is None else Views(**fields)
+    except (TypeError, ValueError) as error:
+        raise SavimaeError(
+            f"{shown(path)}: its views of a video do not fit: {one_line(error)}"
+        ) from error
 
 
 def _is_state(state: Any) -> bool:
@@ -207,14 +181,19 @@ def convert(source: str, out: str, to: str, **shape: int) -> Weights:
     if to == "huggingface":
         if os.path.exists(out):
             raise UsageError(f"{shown(out)} exists; name a new folder")
-        _write_huggingface(out, weights)
+        write_huggingface(out, weights, read_result(source) or {})
         return weights
     refuse_folder(out)
     content: dict[str, Any] = {"model": weights.state}
     if to == "savimae":
         content["config"] = dataclasses.asdict(weights.config)
+        content["settings"] = dict(weights.settings)
         if weights.n_classes is not None:
-            content["config"] |= {"n_classes": weights.n_classes, "classes": list(weights.classes)}
+            content["config"] |= {
+                "n_classes": weights.n_classes,
+                "classes": list(weights.classes),
+                "views": None if weights.views is None else dataclasses.asdict(weights.views),
+            }
     elif weights.n_classes is not None:
         content["model"] = {
             name.removeprefix(ENCODER): value for name, value in weights.state.items()
@@ -287,28 +266,6 @@ def _averaged(content: Mapping[str, Any]) -> State | None:
     }
 
 
-def _our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
-    types = {field.name: type(field.default) for field in dataclasses.fields(VideoMAEConfig)}
-    try:
-        for name, value in fields.items():
-            wanted = types.get(name, object)
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
-                raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
-        config = VideoMAEConfig(**fields)
-        sizes = (
-            config.image_size, config.num_frames, config.encoder_dim, config.decoder_dim,
-            config.token_values, config.n_tokens,
-        )  # fmt: skip
-        if max(sizes) > MAX_SIZE:
-            raise ValueError(f"a size of {max(sizes)} is beyond any model")
-        depth = max(config.encoder_depth, config.decoder_depth)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"a depth of {depth} is beyond any model")
-        return config
-    except (TypeError, ValueError) as error:
-        raise SavimaeError(f"{shown(path)}: its config does not fit: {one_line(error)}") from error
-
-
 def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]) -> VideoMAEConfig:
     """The shape of a published checkpoint, from its tensors; heads from the known sizes."""
     try:
@@ -342,92 +299,9 @@ def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]
             "decoder_dim": decoder_dim, "decoder_depth": decoder_depth,
             "decoder_heads": decoder_heads.get(decoder_dim),
         }  # fmt: skip
-    return _our_config(path, {**fields, **shape})
+    return our_config(path, {**fields, **shape})
 
 
 def _depth(state: Mapping[str, Any], pattern: str) -> int:
     found = [int(match[1]) for name in state if (match := re.match(pattern, name))]
     return max(found, default=-1) + 1
-
-
-# ------------------------------------------------------------------------------- Hugging Face
-
-
-def _read_huggingface(folder: str) -> tuple[VideoMAEConfig, State, list[str]]:
-    safetensors = _safetensors()
-    try:
-        fields = read_json(os.path.join(folder, "config.json"))
-        state = safetensors.load_file(os.path.join(folder, "model.safetensors"))
-    except FileNotFoundError:
-        raise SavimaeError(
-            f"{shown(folder)}: no config.json and model.safetensors of a Hugging Face model"
-        ) from None
-    except Exception as error:  # broken JSON or safetensors
-        raise SavimaeError(f"{shown(folder)}: {one_line(error)}") from error
-    is_classifier = "classifier.weight" in state
-    if fields.get("model_type") != "videomae" or (
-        fields.get("use_mean_pooling", True) != is_classifier
-    ):
-        raise SavimaeError(
-            f"{shown(folder)}: not a VideoMAE model that is known here; those have model_type "
-            "videomae in their config.json, and use_mean_pooling true for classifiers, false for "
-            "pretraining"
-        )
-    known = {
-        ours: fields[theirs] for theirs, ours in HUGGINGFACE_CONFIG.items() if theirs in fields
-    }
-    config = _our_config(folder, known)
-    # Dropout is not for inference, and their default norm eps of 1e-12 is no choice of anybody's:
-    # models trained with 1e-6 carry it. What changes predictions is refused.
-    for name, value in (("hidden_act", "gelu"), ("qkv_bias", True), ("qv_bias", True)):
-        if fields.get(name, value) != value:
-            raise SavimaeError(f"{shown(folder)}: {name} is {fields[name]!r}, ours is {value!r}")
-    state = usual_biases(folder, state)
-    if "transformers_version" in fields:  # written by transformers; our own files lose nothing
-        refuse_lost_biases(folder, state)
-    labels = fields.get("id2label")
-    classes = []
-    if is_classifier and isinstance(labels, dict):
-        classes = [str(labels.get(str(index), index)) for index in range(len(labels))]
-    return config, from_huggingface(state, config), classes
-
-
-def _write_huggingface(out: str, weights: Weights) -> None:
-    safetensors = _safetensors()
-    ours = dataclasses.asdict(weights.config)
-    k = weights.n_classes
-    fields = {
-        "architectures": ["VideoMAEForPreTraining" if k is None else CLASSIFIER],
-        "model_type": "videomae",
-        **{theirs: ours[name] for theirs, name in HUGGINGFACE_CONFIG.items()},
-        "intermediate_size": 4 * weights.config.encoder_dim,
-        "decoder_intermediate_size": 4 * weights.config.decoder_dim,
-        "num_channels": 3,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "use_mean_pooling": k is not None,
-        "layer_norm_eps": LAYER_NORM_EPS,  # their default is 1e-12
-    }
-    if k is not None:
-        names = [*weights.classes, *map(str, range(len(weights.classes), k))]
-        fields["id2label"] = {str(index): name for index, name in enumerate(names)}
-        fields["label2id"] = {name: index for index, name in enumerate(names)}
-    with atomic_folder(out) as folder:
-        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-            json.dump(fields, file, indent=2)
-        safetensors.save_file(
-            to_huggingface(weights.state),
-            os.path.join(folder, "model.safetensors"),
-            metadata={"format": "pt"},
-        )
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise SavimaeError(
-            "Hugging Face models need safetensors; install it with "
-            "`pip install 'savimae[huggingface]'`"
-        ) from None
-    return safetensors.torch

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from savimae.judging.load import Machine
+from savimae.judging.load import Machine, load_trained_classifier
+from savimae.model.classifier import VideoClassifier
 from savimae.model.config import VideoMAEConfig
 from savimae.model.videomae import VideoMAE
 from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
@@ -19,6 +20,11 @@ SMALL = VideoMAEConfig(
     encoder_dim=48, encoder_depth=2, encoder_heads=4,
     decoder_dim=32, decoder_depth=2, decoder_heads=2,
 )  # fmt: skip
+
+
+def classifier_at(path) -> VideoClassifier:
+    """The classifier in a run, a file or a folder, in evaluation mode."""
+    return load_trained_classifier(str(path), MACHINE.device).model
 
 
 def small_model(**changes) -> VideoMAE:

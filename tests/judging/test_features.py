@@ -39,14 +39,14 @@ def test_features_are_means_of_tokens_over_views(checkpoint, data, tmp_path):
     shape = model.config
     whole = {}
     for pool in ("mean", "time", "tokens"):
-        source = encoder_features(model, pool, MACHINE)
+        source = encoder_features(model.encoder, pool, MACHINE)
         path = str(tmp_path / f"{pool}.npz")
         whole[pool] = make_features(path, source, videos, reader, MACHINE)
         with np.load(path) as content:
             np.testing.assert_array_equal(content["values"], whole[pool].values)
             assert content["labels"].tolist() == [0, 0, 0, 1, 1]
             assert content["paths"].tolist() == [video.path for video in videos]
-            assert json.loads(str(content["settings"]))["weights"] == fingerprint(model)
+            assert json.loads(str(content["settings"]))["weights"] == fingerprint(model.encoder)
     for index, video in enumerate(videos):
         with torch.no_grad():
             tokens, pooled = model.encode(torch.from_numpy(reader.read(video)))
@@ -65,7 +65,8 @@ def test_pooled_features_follow_from_tokens(checkpoint, data, tmp_path, pool):
     reader = reader_of(model, clips=2)
     videos, made = find_videos(str(data)).videos, []
     for name, source in (
-        ("pooled", encoder_features(model, pool, MACHINE)), ("all", token_features(model, MACHINE)),
+        ("pooled", encoder_features(model.encoder, pool, MACHINE)),
+        ("all", token_features(model.encoder, MACHINE)),
     ):  # fmt: skip
         made.append(make_features(str(tmp_path / f"{name}.npz"), source, videos, reader, MACHINE))
     found = pooled_features(made[1], pool, model.config.time_steps)
@@ -89,7 +90,7 @@ def test_features_go_on_where_they_were_left(checkpoint, data, tmp_path, monkeyp
     model = load_model(str(checkpoint)).eval()
     videos = find_videos(str(data)).videos
     reader = reader_of(model)
-    source = encoder_features(model, "mean", MACHINE)
+    source = encoder_features(model.encoder, "mean", MACHINE)
     expected = make_features(str(tmp_path / "a.npz"), source, videos, reader, MACHINE)
     calls = []
 
@@ -112,13 +113,15 @@ def test_features_go_on_where_they_were_left(checkpoint, data, tmp_path, monkeyp
     make_features(path, broken, videos, reader, MACHINE)
     assert len(calls) == 4
     with pytest.raises(UsageError, match=r"b\.npy was made with other settings: pool is 'mean'"):
-        make_features(path, encoder_features(model, "time", MACHINE), videos, reader, MACHINE)
+        make_features(
+            path, encoder_features(model.encoder, "time", MACHINE), videos, reader, MACHINE
+        )
 
 
 def test_broken_features_are_one_line(checkpoint, data, tmp_path):
     model = load_model(str(checkpoint)).eval()
     videos = find_videos(str(data)).videos
-    source, reader = encoder_features(model, "mean", MACHINE), reader_of(model)
+    source, reader = encoder_features(model.encoder, "mean", MACHINE), reader_of(model)
     random_bytes(tmp_path / "x.npz")
     with pytest.raises(SavimaeError, match=r"x\.npz: not features that savimae wrote; delete it"):
         make_features(str(tmp_path / "x.npz"), source, videos, reader, MACHINE)
@@ -170,7 +173,11 @@ def test_features_that_another_process_makes(checkpoint, data, tmp_path):
     with sole_writer(path + ".partial"), sole_writer(out):
         with pytest.raises(SavimaeError, match=r"x\.npz\.partial: process .* is writing it; wait"):
             make_features(
-                path, encoder_features(model, "mean", MACHINE), videos, reader_of(model), MACHINE
+                path,
+                encoder_features(model.encoder, "mean", MACHINE),
+                videos,
+                reader_of(model),
+                MACHINE,
             )
         with pytest.raises(SavimaeError, match=r"out: process .* is writing it; wait"):
             probe(str(checkpoint), str(data), str(data), out, MACHINE, allow_overlap=True)
@@ -197,7 +204,7 @@ def test_chunks_of_other_contents_are_one_line(checkpoint, data, tmp_path, chang
     model = load_model(str(checkpoint)).eval()
     videos = find_videos(str(data)).videos
     assert len(videos) == 5
-    source, reader = encoder_features(model, "mean", MACHINE), reader_of(model)
+    source, reader = encoder_features(model.encoder, "mean", MACHINE), reader_of(model)
     path = tmp_path / "f.npz"
     settings = make_features(str(path), source, videos, reader, MACHINE).settings
     path.unlink()
@@ -213,7 +220,7 @@ def test_chunks_of_other_contents_are_one_line(checkpoint, data, tmp_path, chang
 def test_features_of_other_contents_are_one_line(checkpoint, data, tmp_path):
     model = load_model(str(checkpoint)).eval()
     videos = find_videos(str(data)).videos
-    source, reader = encoder_features(model, "mean", MACHINE), reader_of(model)
+    source, reader = encoder_features(model.encoder, "mean", MACHINE), reader_of(model)
     path = tmp_path / "f.npz"
     made = make_features(str(path), source, videos, reader, MACHINE)
     for values, settings in (

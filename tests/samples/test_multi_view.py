@@ -7,8 +7,15 @@ import pytest
 from media import encode, write_frames
 
 from savimae.data.lists import Video
+from savimae.data.video import VideoError
 from savimae.samples.clips import Box, ClipConfig
-from savimae.samples.multi_view import ViewReader, Views, spread_clips, spread_crops
+from savimae.samples.multi_view import (
+    ViewReader,
+    Views,
+    spread_clips,
+    spread_crops,
+    window_clips,
+)
 
 
 def test_clips_are_spread_from_the_start_to_the_end():
@@ -54,3 +61,33 @@ def test_views_that_cannot_be():
         Views(clips=0)
     with pytest.raises(ValueError, match="crops must be at least 1, not -1"):
         Views(crops=-1)
+
+
+def test_clips_of_windows_reach_beyond_them_where_they_must():
+    config = ClipConfig(num_frames=3, sampling_rate=2)  # spans 5 frames
+    found = [clips.tolist() for clips in window_clips(14, 6, config, 2)]
+    assert found == [
+        [[0, 2, 4], [1, 3, 5]],
+        [[6, 8, 10], [7, 9, 11]],
+        [[9, 11, 13]] * 2,  # 12 and 13, and as many before them as the clip needs
+    ]
+    narrow = [clips.tolist() for clips in window_clips(8, 3, config, 1)]
+    assert narrow == [[[0, 2, 4]], [[2, 4, 6]], [[3, 5, 7]]]  # windows from 0, 3 and 6
+    assert [clips.tolist() for clips in window_clips(4, 9, config, 1)] == [[[0, 2, 2]]]
+
+
+def test_windows_show_what_a_clip_of_their_frames_shows(tmp_path):
+    frames = np.repeat(np.arange(23, dtype=np.uint8) * 10, 32 * 64 * 3).reshape(23, 32, 64, 3)
+    path = encode(tmp_path / "v.mkv", frames, "ffv1", "bgr0")  # 25 frames a second
+    reader = ViewReader(ClipConfig(3, 4, input_size=16), Views(clips=2, crops=2))
+    windows = list(reader.read_windows(Video(str(path), "v"), 0.4))
+    times = [(round(each.start_s, 6), round(each.end_s, 6)) for each in windows]
+    assert times == [(0, 0.4), (0.4, 0.8), (0.8, 0.92)]
+    expected = window_clips(23, 10, reader.config, 2)
+    for window, clips in zip(windows, expected, strict=True):
+        assert window.views.shape == (4, 3, 16, 16, 3)
+        shown = window.views.reshape(2, 2, 3, -1)
+        assert (shown == 10 * clips[:, None, :, None]).all()
+    folder = write_frames(tmp_path / "frames", frames[:4])
+    with pytest.raises(VideoError, match="does not say how many frames a second"):
+        next(reader.read_windows(Video(str(folder), "f"), 1.0))

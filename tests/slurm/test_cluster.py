@@ -307,7 +307,7 @@ def test_finetuning_on_two_nodes_stops_in_its_test_and_goes_on(data, expected, t
     assert finetune(config) == 0
     assert np.allclose(losses(out), losses(here), rtol=0, atol=1e-5)
     assert (out / "test.json").read_text() == (here / "test.json").read_text()
-    assert not (out / "test.partial.json").exists()
+    assert not (out / "test.partial.npz").exists()
     shown = savimae("slurm", "status", out, "--resubmit").stdout
     assert "done     3 of 3 steps (100.0%)" in shown
     assert re.search(r"  test     top-1 0\.\d{4}, top-5 1\.0000 after step 3\n", shown)

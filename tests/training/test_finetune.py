@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from media import encode, moving_frames, random_bytes, savimae
+from models import classifier_at
 from runs import (
     checkpoint,
     config,
@@ -41,7 +42,6 @@ from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.samples.randomness import sample_keys
 from savimae.system.errors import SavimaeError, UsageError
-from savimae.system.files import write_json
 from savimae.system.signals import StopSignals
 from savimae.training.checkpoint import SaveEvery
 from savimae.training.classifier_test import ClassifierTest, summarize
@@ -51,7 +51,7 @@ from savimae.training.loop import Loop
 from savimae.training.optimizer import layer_of, parameter_groups
 from savimae.training.pretrain import train
 from savimae.training.schedule import Schedule
-from savimae.training.weights import load_classifier, load_model
+from savimae.training.weights import load_model
 
 KEYS = sample_keys(0, 0, np.arange(2000))
 
@@ -74,35 +74,54 @@ def test_a_test_averages_softmax_and_goes_on(tmp_path):
 
     def of_step(step):
         settings = {"step": step}
-        path = str(tmp_path / "test.partial.json")
+        path = str(tmp_path / "test.partial.npz")
         return ClassifierTest(
             path, settings, videos, 6, TwoViews(), 1, torch.device("cpu"), "fp32", World()
         )
 
     # Views 0 and 2: (1 2 3 4 5 6) / 21 and (1 1 3 4 5 6) / 20; 3 and 5: (1 1 1 4 5 6) / 18 and
     # (1 1 1 1 1 6) / 11; 4 and 6: (1 1 1 1 5 6) / 15 and all 1 / 6.
-    first, second, third = of_step(7).run(model, StopSignals()) or []
-    assert first == [5, 4, 3, 2, 1]
-    assert second[:3] == [5, 4, 3]
-    assert third[:2] == [5, 4]
-    result = summarize([[5, 4, 3, 2, 1], [5, 4, 3, 0, 1], [4, 5, 3, 2, 0]], videos, 6)
-    assert (result["top1"], result["top5"], result["videos"]) == (1 / 3, 2 / 3, 3)
-    confusion = np.zeros((6, 6), int)
-    confusion[[5, 0, 1], [5, 5, 4]] = 1
-    assert result["confusion"] == confusion.tolist()
+    by_hand = np.array([
+        (np.array([1, 2, 3, 4, 5, 6]) / 21 + np.array([1, 1, 3, 4, 5, 6]) / 20) / 2,
+        (np.array([1, 1, 1, 4, 5, 6]) / 18 + np.array([1, 1, 1, 1, 1, 6]) / 11) / 2,
+        (np.array([1, 1, 1, 1, 5, 6]) / 15 + np.ones(6) / 6) / 2,
+    ])  # fmt: skip
+    found = of_step(7).run(model, StopSignals())
+    np.testing.assert_allclose(found, by_hand, rtol=1e-6)
     # What was kept of another test does not count, of this one it does.
-    kept = {"step": 7, "predictions": [[2, 0, 1, 3, 4]]}
-    (tmp_path / "test.partial.json").write_text(json.dumps(kept))
-    assert of_step(8).run(model, StopSignals()) == [first, second, third]
-    assert of_step(7).run(model, StopSignals()) == [[2, 0, 1, 3, 4], second, third]
+    path = tmp_path / "test.partial.npz"
+    kept = np.array([[0, 0, 1, 0, 0, 0]], np.float32)
+    np.savez(path, probabilities=kept, settings=np.array(json.dumps({"step": 7})))
+    assert np.array_equal(of_step(8).run(model, StopSignals()), found)
+    assert np.array_equal(of_step(7).run(model, StopSignals()), [*kept, *found[1:]])
 
-    for wrong in (3, [3], [[0.5]], [["1"]], [[True]], [[6]], [[-1]], [[]], [[0]] * 4, [[0] * 6]):
-        write_json(str(tmp_path / "test.partial.json"), {"step": 7, "predictions": wrong})
-        with pytest.raises(SavimaeError, match=r"partial\.json: not what a test leaves"):
+    step = np.array(json.dumps({"step": 7}))
+    for wrong in (
+        np.float32(3), np.ones(6, np.float32), np.ones((1, 5), np.float32), np.ones((1, 6)),
+        np.ones((4, 6), np.float32), np.full((1, 6), np.nan, np.float32),
+    ):  # fmt: skip
+        np.savez(path, probabilities=wrong, settings=step)
+        with pytest.raises(SavimaeError, match=r"partial\.npz: not what a test leaves"):
             of_step(7).run(model, StopSignals())
-    (tmp_path / "test.partial.json").write_text("[" * 100_000)
-    with pytest.raises(SavimaeError, match=r"partial\.json: not what a test leaves"):
-        of_step(7).run(model, StopSignals())
+    for content in (b"[" * 100_000, b"", path.read_bytes()[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(SavimaeError, match=r"partial\.npz: not what a test leaves"):
+            of_step(7).run(model, StopSignals())
+
+
+def test_a_summary_counts_what_is_likeliest():
+    videos = [Video(str(n), str(n), label) for n, label in enumerate((5, 0, 1, 1))]
+    likely = np.array([
+        [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 5, 4], [0, 9, 0, 0, 0, 0],
+    ]) / 21  # fmt: skip
+    result = summarize(likely, videos, list("abcdef"))
+    assert (result["top1"], result["top5"], result["videos"]) == (2 / 4, 3 / 4, 4)
+    assert result["top1_of_class"] == {"a": 0, "b": 0.5, "f": 1}
+    confusion = np.zeros((6, 6), int)
+    confusion[[5, 0, 1, 1], [5, 5, 4, 1]] = 1
+    assert result["confusion"] == confusion.tolist()
+    with pytest.raises(SavimaeError, match="no finite numbers"):
+        summarize(likely * np.nan, videos, list("abcdef"))
 
 
 def test_layers_and_their_learning_rates():
@@ -341,7 +360,7 @@ def test_it_begins_with_the_pretrained_encoder_and_is_tested(pretrained, data, e
     assert first == pytest.approx(math.log(2), abs=0.05)  # a head scaled to nearly nothing
     # The test, by hand: averaged weights, softmax averaged over 2 clips x 2 crops.
     shape = load_model(str(pretrained)).config
-    model = load_classifier(str(expected)).eval()
+    model = classifier_at(expected)
     averaged = content["extra"]["ema"]
     assert int(averaged["n_averaged"]) == 6
     assert torch.equal(model.head.weight, averaged["module.head.weight"])
@@ -445,7 +464,7 @@ def test_another_head_is_kept_and_resumed_exactly(pretrained, data, tmp_path, mo
     assert content["model"]["head.weight"].shape == (2, 2 * 192)
     assert content["model"]["standardize.mean"].abs().min() > 0
     # The running means of the averaged weights are those of the model.
-    model = load_classifier(str(runs[0]))
+    model = classifier_at(runs[0])
     assert torch.equal(model.standardize.mean, content["model"]["standardize.mean"])
     message = r"pool is 'time' there and None here; standardize is True there and None here"
     with pytest.raises(UsageError, match=message):
@@ -468,7 +487,7 @@ at_call = lambda n: None
         code, text = finish(process)
         assert code == 0, text
         means += [float(line[6:]) for line in text.splitlines() if line.startswith("means ")]
-    kept = load_classifier(str(tmp_path / "run")).standardize.mean.double().sum().item()
+    kept = classifier_at(tmp_path / "run").standardize.mean.double().sum().item()
     assert means == [kept, kept]
 
 
@@ -494,21 +513,22 @@ at_call = lambda n: None
         for process in ranks(processes, words, hook.replace("STOP", stop)):
             code, text = finish(process)
             assert code == 85, text
-        partial = json.loads((run / "test.partial.json").read_text())
-        assert len(partial["predictions"]) == known
-        assert partial["step"] == (3 if processes == 1 else 6)
+        with np.load(run / "test.partial.npz") as partial:
+            assert partial["probabilities"].shape == (known, 2)
+            step = json.loads(str(partial["settings"]))["step"]
+        assert step == (3 if processes == 1 else 6)
         assert not (run / "test.json").exists()
         saved = checkpoint(run)
-        assert (saved["step"], "is_tested" in saved) == (partial["step"], False)
-    whole = (run / "test.partial.json").read_bytes()
-    random_bytes(run / "test.partial.json")
+        assert (saved["step"], "is_tested" in saved) == (step, False)
+    whole = (run / "test.partial.npz").read_bytes()
+    random_bytes(run / "test.partial.npz")
     with pytest.raises(
-        SavimaeError, match=r"test\.partial\.json: not what a test leaves .* delete it"
+        SavimaeError, match=r"test\.partial\.npz: not what a test leaves .* delete it"
     ):
         finetune(finetune_config(pretrained, data, run, test_every=1))
-    (run / "test.partial.json").write_bytes(whole)
+    (run / "test.partial.npz").write_bytes(whole)
     assert finetune(finetune_config(pretrained, data, run, test_every=1)) == 0
-    assert not (run / "test.partial.json").exists()
+    assert not (run / "test.partial.npz").exists()
     assert checkpoint(run)["is_tested"] is True
     assert [step for step, _ in top1_of(run)] == [3, 6]
     assert (run / "test.json").read_bytes() == (expected / "test.json").read_bytes()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from media import savimae
-from models import SMALL, clips_for, masks_for, small_model
+from models import SMALL, classifier_at, clips_for, masks_for, small_model
 from safetensors.torch import load_file, save_file
 
 from savimae.model.classifier import VideoClassifier
@@ -25,7 +25,6 @@ from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD
 from savimae.system.errors import SavimaeError
 from savimae.training.weights import (
     convert,
-    load_classifier,
     load_model,
     load_weights,
     read_weights,
@@ -141,7 +140,7 @@ def test_models_that_a_version_makes_are_read_right(theirs, ours):
     folder, answers = theirs
     clips, mask = ours[3:]
     model = load_model(str(folder / "saved/own-pretraining"))
-    classifier = load_classifier(str(folder / "saved/own-classifier"))
+    classifier = classifier_at(folder / "saved/own-classifier")
     prediction, loss, logits = expected_answers(model, classifier, clips, mask)
     assert_near(prediction, answers["own-pretraining"]["logits"].flatten(0, 1))
     assert_near(loss, answers["own-pretraining"]["loss"])

@@ -11,14 +11,15 @@ import zipfile
 
 import pytest
 import torch
-from media import random_bytes, savimae, truncate
-from models import SMALL, clips_for, small_model
+from media import encode, moving_frames, random_bytes, savimae, truncate
+from models import SMALL, classifier_at, clips_for, small_model
 
+from savimae import load_classifier
 from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import model_config
 from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD
 from savimae.system.errors import SavimaeError, UsageError
-from savimae.training.weights import convert, load_classifier, load_model, load_weights
+from savimae.training.weights import convert, load_model, load_weights
 
 SHAPE = {"image_size": 64, "num_frames": 8, "encoder_heads": 4, "decoder_heads": 2}
 OPTIONS = [
@@ -221,7 +222,7 @@ def classifier(tmp_path):
 
 def logits_of(path, clips):
     with torch.no_grad():
-        return load_classifier(str(path)).eval()(clips)
+        return classifier_at(path)(clips)
 
 
 @pytest.mark.parametrize("route", [("savimae",), ("huggingface", "savimae"), ("videomae",)])
@@ -292,18 +293,59 @@ def test_a_classifier_of_hugging_face_gives_the_same_logits(classifier, tmp_path
     torch.testing.assert_close(logits_of(tmp_path / "again", clips), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("crops", [None, 1])
+def test_a_folder_for_hugging_face_is_whole(classifier, tmp_path, crops):
+    """Its processor, classes and pipeline see a video as `savimae predict` does."""
+    import transformers
+
+    path, *_ = classifier
+    content = torch.load(path, weights_only=True)
+    content["config"]["views"] = {"clips": 1, "crops": crops}
+    settings = {"sampling_rate": 1, "videos": "12 (ab|cd)", "checkpoint": "/home/me/run"}
+    run = tmp_path / "run/checkpoints"
+    run.mkdir(parents=True)
+    torch.save({**content, "settings": settings}, run / "last.pt")
+    result = {"top1": 0.625, "top5": 1.0, "videos": 8, "test_videos_in_training": 2}
+    (tmp_path / "run/test.json").write_text(json.dumps(result))
+    folder = tmp_path / "hf"
+    convert(str(tmp_path / "run"), str(folder), "huggingface")
+    # The pipeline takes the first frames, so the video is as long as a clip.
+    video = encode(tmp_path / "v.mkv", moving_frames(4, 64, 48), "ffv1", "bgr0")
+    ours = load_classifier(str(tmp_path / "run")).predict(str(video))
+    expected = dict(zip(ours.classes, ours.probabilities.tolist(), strict=True))
+    again = load_classifier(str(folder))  # what transformers has no place for comes back
+    found = again.predict(str(video))
+    assert found.classes == ["a", "b", "c", "3", "4"]
+    torch.testing.assert_close(found.probabilities, ours.probabilities, atol=1e-6, rtol=0)
+    transformers.AutoImageProcessor.from_pretrained(folder)
+    classify = transformers.pipeline("video-classification", model=str(folder))
+    theirs = classify(str(video), top_k=5, frame_sampling_rate=1)
+    assert [each["label"] for each in theirs] == [name for name, _ in ours.top(5)]
+    # Of a square in the middle they resize before they cut: other pixels at its rim.
+    close = 1e-4 if crops is None else 0.02
+    for each in theirs:
+        assert each["score"] == pytest.approx(expected[each["label"]], abs=close)
+    card = (folder / "README.md").read_text()
+    assert "/home/me" not in card + (folder / "config.json").read_text()
+    assert "| videos | 12 (ab\\|cd) |" in card
+    assert "| 8 | 0.625 | 1.000 |" in card
+    assert "2 of them were training videos as well." in card
+    assert "frame_sampling_rate=1" in card
+    assert "| classes | a, b, c |" in card
+
+
 def test_kinds_are_not_taken_for_each_other(classifier, published, tmp_path):
     path, *_ = classifier
     with pytest.raises(SavimaeError, match="a classifier, which has no decoder"):
         load_model(str(path))
     convert(str(published[0]), str(tmp_path / "pretraining.pt"), "savimae", **SHAPE)
     with pytest.raises(SavimaeError, match="a pretraining model, not a classifier"):
-        load_classifier(str(tmp_path / "pretraining.pt"))
+        classifier_at(tmp_path / "pretraining.pt")
     broken = torch.load(path, weights_only=True)
     del broken["model"]["fc_norm.bias"]
     torch.save(broken, tmp_path / "broken.pt")
     with pytest.raises(SavimaeError, match=r"1 missing: fc_norm\.bias"):
-        load_classifier(str(tmp_path / "broken.pt"))
+        classifier_at(tmp_path / "broken.pt")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,168 @@
+"""Trained models in Python: the features and the classes of videos, in a line each.
+
+Legend: D width of the encoder, K classes, N tokens, t_n time steps, V views of a video.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import torch
+
+from savimae.data.lists import Video
+from savimae.data.video import naming_video
+from savimae.judging.features import encoder_features
+from savimae.judging.load import (
+    Machine,
+    Trained,
+    TrainedClassifier,
+    load_trained,
+    load_trained_classifier,
+)
+from savimae.judging.predict import predict_video
+from savimae.model.classifier import VideoClassifier
+from savimae.model.videomae import Encoder
+from savimae.samples.clips import ClipConfig
+from savimae.samples.multi_view import ViewReader, Views
+from savimae.training.classifier_test import Prediction
+
+REMEDY = "mend it, or leave it out"
+
+
+class VideoEncoder:
+    """A trained encoder. `load_encoder` makes it.
+
+    Attributes:
+        model: the encoder itself, a torch module in evaluation mode: `model.whole(clips)` takes
+            uint8 `[B, T, S, S, 3]` and returns float32 `[B, N, D]`.
+        clips: how clips are cut from a video.
+    """
+
+    def __init__(self, trained: Trained, machine: Machine):
+        self._trained = trained
+        self._machine = machine
+        self.model: Encoder = trained.encoder
+        self.clips: ClipConfig = trained.clips()
+
+    def features(
+        self,
+        videos: str | Sequence[str],
+        *,
+        pool: str = "mean",
+        layer: int | None = None,
+        clips: int = 1,
+        crops: int | None = None,
+    ) -> np.ndarray:
+        """Features of videos, averaged over their views; those of `savimae features`.
+
+        Args:
+            videos: a path of a video file or a frame folder, or several.
+            pool: "mean" over all tokens, "time" for one mean a time step, "tokens" for all.
+            layer: of which block, from 1; None: of the last, after its norm.
+            clips: of each video, spread over its time.
+            crops: squares along the longer side; None: the whole frame, pressed.
+
+        Returns:
+            float32 `[D]`, `[t_n, D]` or `[N, D]`; of several videos `[videos, …]`.
+
+        Raises:
+            ValueError: another pool, no such layer, fewer than one clip or crop.
+            SavimaeError: a video cannot be decoded; names it.
+        """
+        source = encoder_features(self.model, pool, self._machine, layer)
+        reader = ViewReader(self.clips, Views(clips, crops))
+
+        def of_video(path: str) -> np.ndarray:
+            views = torch.from_numpy(_read(reader, path)).to(self._machine.device)
+            with torch.no_grad():
+                values = [source.extract(part) for part in views.split(self._machine.batch_size)]
+            return torch.cat(values).float().mean(0).cpu().numpy()
+
+        if isinstance(videos, str | os.PathLike):
+            return of_video(os.fspath(videos))
+        return np.stack([of_video(os.fspath(path)) for path in videos])
+
+
+class TrainedVideoClassifier:
+    """A fine-tuned classifier. `load_classifier` makes it.
+
+    Attributes:
+        model: the classifier itself, a torch module in evaluation mode: takes uint8
+            `[B, T, S, S, 3]` and returns logits `[B, K]`.
+        classes: names of the K classes.
+    """
+
+    def __init__(self, trained: TrainedClassifier, machine: Machine):
+        self._trained = trained
+        self._machine = machine
+        self.model: VideoClassifier = trained.model
+        self.classes: list[str] = trained.classes
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
+        self, videos: str, *, clips: int | None = None, crops: int | None = None
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self, videos: Sequence[str], *, clips: int | None = None, crops: int | None = None
+    ) -> list[Prediction]: ...
+    def predict(
+        self, videos: str | Sequence[str], *, clips: int | None = None, crops: int | None = None
+    ) -> Prediction | list[Prediction]:
+        """Which class a video is of; probabilities are averaged over its views.
+
+        Args:
+            videos: a path of a video file or a frame folder, or several.
+            clips, crops: views, as of `savimae predict`; None: as in the classifier's own test, 0
+                crops: whole frames, pressed.
+
+        Returns:
+            For each video what has `label`, `probability`, `top(k)` and `probabilities`.
+
+        Raises:
+            ValueError: numbers of views that cannot be.
+            SavimaeError: a video cannot be decoded; names it.
+        """
+        reader = ViewReader(self._trained.clips(), self._trained.views(clips, crops))
+
+        def of_video(path: str) -> Prediction:
+            return predict_video(self._trained, path, _read(reader, path), self._machine)
+
+        if isinstance(videos, str | os.PathLike):
+            return of_video(os.fspath(videos))
+        return [of_video(os.fspath(path)) for path in videos]
+
+
+def _read(reader: ViewReader, path: str) -> np.ndarray:
+    with naming_video(path, REMEDY):
+        return reader.read(Video(path, path))
+
+
+def load_encoder(path: str, device: str = "auto", precision: str = "auto") -> VideoEncoder:
+    """The encoder of a pretrained model or of a classifier.
+
+    Args:
+        path: the folder of a run, a checkpoint, published weights, or a Hugging Face folder.
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "bf16" or "fp32"; auto is bf16 where the machine multiplies it.
+
+    Raises:
+        SavimaeError: not such a model, or no GPU where one is asked for.
+    """
+    machine = Machine.here(device, precision)
+    return VideoEncoder(load_trained(path, machine.device), machine)
+
+
+def load_classifier(
+    path: str, device: str = "auto", precision: str = "auto"
+) -> TrainedVideoClassifier:
+    """A classifier that `savimae finetune` made, or one of another layout; see `load_encoder`.
+
+    Raises:
+        SavimaeError: not a classifier, or no GPU where one is asked for.
+    """
+    machine = Machine.here(device, precision)
+    return TrainedVideoClassifier(load_trained_classifier(path, machine.device), machine)

@@ -1,0 +1,295 @@
+"""Folders as Hugging Face's transformers reads and writes them.
+
+Such a folder holds the weights (model.safetensors), their shape and the names of the classes
+(config.json), how a frame becomes the input (preprocessor_config.json), and a model card
+(README.md). What transformers has no place for, such as the sampling rate, is under `savimae` in
+config.json.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from savimae.model.config import VideoMAEConfig
+from savimae.model.layouts import (
+    HUGGINGFACE_CONFIG,
+    State,
+    from_huggingface,
+    our_config,
+    refuse_lost_biases,
+    to_huggingface,
+    usual_biases,
+)
+from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD, LAYER_NORM_EPS
+from savimae.samples.clips import ClipConfig
+from savimae.system.errors import SavimaeError, one_line, shown
+from savimae.system.files import atomic_folder, read_json
+from savimae.training.loaded_weights import Weights
+
+PRETRAINING = "VideoMAEForPreTraining"
+CLASSIFIER = "VideoMAEForVideoClassification"
+OURS = "savimae"  # the key in config.json under which our own settings are
+PRIVATE = ("checkpoint", "init")  # settings that name files of their user
+BILINEAR = 2  # Pillow's number of it
+RESULTS = ("top1", "top5")
+NAMED_CLASSES = 30  # of a model card
+_SHAPE = frozenset(field.name for field in dataclasses.fields(VideoMAEConfig))
+
+
+def read_huggingface(
+    folder: str,
+) -> tuple[VideoMAEConfig, State, list[str], Mapping[str, Any]]:
+    """Shape, parameters under our names, names of classes, and what we wrote beside them.
+
+    Raises:
+        SavimaeError: not such a folder, or a model that ours cannot be.
+    """
+    safetensors = _safetensors()
+    try:
+        fields = read_json(os.path.join(folder, "config.json"))
+        state = safetensors.load_file(os.path.join(folder, "model.safetensors"))
+    except FileNotFoundError:
+        raise SavimaeError(
+            f"{shown(folder)}: no config.json and model.safetensors of a Hugging Face model"
+        ) from None
+    except Exception as error:  # broken JSON or safetensors
+        raise SavimaeError(f"{shown(folder)}: {one_line(error)}") from error
+    is_classifier = "classifier.weight" in state
+    if fields.get("model_type") != "videomae" or (
+        fields.get("use_mean_pooling", True) != is_classifier
+    ):
+        raise SavimaeError(
+            f"{shown(folder)}: not a VideoMAE model that is known here; those have model_type "
+            "videomae in their config.json, and use_mean_pooling true for classifiers, false for "
+            "pretraining"
+        )
+    known = {
+        ours: fields[theirs] for theirs, ours in HUGGINGFACE_CONFIG.items() if theirs in fields
+    }
+    config = our_config(folder, known)
+    # Dropout is not for inference, and their default norm eps of 1e-12 is no choice of anybody's:
+    # models trained with 1e-6 carry it. What changes predictions is refused.
+    for name, value in (("hidden_act", "gelu"), ("qkv_bias", True), ("qv_bias", True)):
+        if fields.get(name, value) != value:
+            raise SavimaeError(f"{shown(folder)}: {name} is {fields[name]!r}, ours is {value!r}")
+    state = usual_biases(folder, state)
+    if "transformers_version" in fields:  # written by transformers; our own files lose nothing
+        refuse_lost_biases(folder, state)
+    labels = fields.get("id2label")
+    classes = []
+    if is_classifier and isinstance(labels, dict):
+        classes = [str(labels.get(str(index), index)) for index in range(len(labels))]
+    ours = fields.get(OURS)
+    return config, from_huggingface(state, config), classes, ours if isinstance(ours, dict) else {}
+
+
+def write_huggingface(out: str, weights: Weights, results: Mapping[str, Any]) -> None:
+    """Write a model with what transformers and its readers want to know.
+
+    Args:
+        results: of its test, for the model card; empty: none are known.
+    """
+    safetensors = _safetensors()
+    with atomic_folder(out) as folder:
+        for name, content in (
+            ("config.json", _config(weights)),
+            ("preprocessor_config.json", _preprocessor(weights)),
+        ):
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=2)
+        name = os.path.basename(os.path.abspath(out))
+        with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
+            file.write(model_card(name, weights, results))
+        safetensors.save_file(
+            to_huggingface(weights.state),
+            os.path.join(folder, "model.safetensors"),
+            metadata={"format": "pt"},
+        )
+
+
+def _config(weights: Weights) -> dict[str, Any]:
+    ours = dataclasses.asdict(weights.config)
+    k = weights.n_classes
+    fields = {
+        "architectures": [PRETRAINING if k is None else CLASSIFIER],
+        "model_type": "videomae",
+        **{theirs: ours[name] for theirs, name in HUGGINGFACE_CONFIG.items()},
+        "intermediate_size": 4 * weights.config.encoder_dim,
+        "decoder_intermediate_size": 4 * weights.config.decoder_dim,
+        "num_channels": 3,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "use_mean_pooling": k is not None,
+        "layer_norm_eps": LAYER_NORM_EPS,  # their default is 1e-12
+    }
+    if k is not None:
+        names = class_names(weights.classes, k)
+        fields["id2label"] = {str(index): name for index, name in enumerate(names)}
+        fields["label2id"] = {name: index for index, name in enumerate(names)}
+    fields[OURS] = {
+        "settings": {n: v for n, v in weights.settings.items() if n not in PRIVATE},
+        "views": None if weights.views is None else dataclasses.asdict(weights.views),
+    }
+    return fields
+
+
+def class_names(classes: Sequence[str], k: int) -> list[str]:
+    """Names of all `k` classes: the numbers of those that have none."""
+    return [*classes, *map(str, range(len(classes), k))]
+
+
+def _preprocessor(weights: Weights) -> dict[str, Any]:
+    """How a frame becomes the input: pressed whole, or the middle square of one."""
+    side = weights.config.image_size
+    square = {"height": side, "width": side}
+    is_cropped = weights.views is not None and weights.views.crops is not None
+    return {
+        "image_processor_type": "VideoMAEImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side} if is_cropped else square,
+        "resample": BILINEAR,
+        "do_center_crop": is_cropped,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
+    }
+
+
+# --------------------------------------------------------------------------------- model card
+
+_HEADER = """\
+---
+library_name: transformers
+pipeline_tag: {tag}
+tags:
+- videomae
+- video
+- savimae
+---
+
+# {name}
+
+{what}
+"""
+_USE_CLASSIFIER = """\
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("video-classification", model="{name}", frame_sampling_rate={rate})
+classify("video.mp4")
+```
+
+The pipeline looks at the first {frames} frames of a video, {rate} apart.
+`savimae predict {name} video.mp4` looks at clips spread over all of it ({views})
+and averages their probabilities.
+"""
+_USE_ENCODER = """\
+## Use
+
+```python
+from transformers import VideoMAEModel
+
+encoder = VideoMAEModel.from_pretrained("{name}")
+# pixel_values: [clips, {frames}, 3, {side}, {side}] -> last_hidden_state [clips, {tokens}, {dim}]
+```
+
+Clips have {frames} frames, {rate} apart.
+`savimae features {name} --data videos --out features.npz` writes features of whole videos.
+"""
+_LIMITS = """\
+## What it is not good for
+
+It has seen the videos above and nothing else. On other cameras, subjects or frame rates its answers
+may be worth nothing until they are tested there (`savimae {command}`). {more}
+"""
+
+
+def model_card(name: str, weights: Weights, results: Mapping[str, Any]) -> str:
+    """What the model is, what it was trained on and how, its results, and its limits, in Markdown.
+
+    Args:
+        name: of the model, as its folder is called.
+        results: as of `write_huggingface`.
+    """
+    shape, settings, k = weights.config, weights.settings, weights.n_classes
+    rate = settings.get("sampling_rate", ClipConfig.sampling_rate)
+    views = "the middle one, whole frames"
+    if weights.views is not None:
+        crops = weights.views.crops
+        views = f"{weights.views.clips} clips, " + (f"{crops} crops" if crops else "whole frames")
+    words = {
+        "name": name, "rate": rate, "frames": shape.num_frames, "side": shape.image_size,
+        "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views,
+    }  # fmt: skip
+    if k is None:
+        what = "A video encoder: a VideoMAE that was pretrained without labels, with its decoder."
+        more = "It names nothing: a probe or fine-tuning on labelled videos makes it useful."
+    else:
+        what = f"A video classifier of {k} classes: a VideoMAE encoder, fine-tuned."
+        more = "It knows its classes only, and names one of them for every video."
+    parts = [
+        _HEADER.format(
+            name=name, what=what, tag="feature-extraction" if k is None else "video-classification"
+        ),
+        (_USE_ENCODER if k is None else _USE_CLASSIFIER).format(**words),
+        "## Training\n\n" + _training(weights) + "\n",
+        "## Results\n\n" + _results(results) + "\n",
+        _LIMITS.format(command="probe" if k is None else "test", more=more),
+    ]
+    return "\n".join(parts)
+
+
+def _training(weights: Weights) -> str:
+    shape, settings = weights.config, weights.settings
+    rows = [
+        ("encoder", f"{shape.encoder_dim} wide, {shape.encoder_depth} deep, "
+                    f"{shape.encoder_heads} heads"),
+        ("input", f"{shape.num_frames} frames of {shape.image_size} x {shape.image_size} pixels"),
+    ]  # fmt: skip
+    if weights.classes:
+        more = f", … ({len(weights.classes)})" if len(weights.classes) > NAMED_CLASSES else ""
+        rows.append(("classes", ", ".join(weights.classes[:NAMED_CLASSES]) + more))
+    rows += [
+        (name, str(value)) for name, value in sorted(settings.items())
+        if isinstance(value, str | int | float) and name not in (*PRIVATE, "output", *_SHAPE)
+    ]  # fmt: skip
+    lines = ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)]
+    if not settings:
+        lines += ["", "How it was trained is not known: its file does not say."]
+    elif "videos" in settings:
+        lines += ["", "`videos` is their number, and a hash of their names."]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return shown(text).replace("|", "\\|")
+
+
+def _results(results: Mapping[str, Any]) -> str:
+    if not all(isinstance(results.get(name), float) for name in RESULTS):
+        return "None were written with it."
+    rows = ["| test videos | top-1 | top-5 |", "|---|---|---|"]
+    rows.append(f"| {results.get('videos')} | {results['top1']:.3f} | {results['top5']:.3f} |")
+    if results.get("test_videos_in_training"):
+        rows += ["", f"{results['test_videos_in_training']} of them were training videos as well."]
+    return "\n".join(rows)
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise SavimaeError(
+            "Hugging Face models need safetensors; install it with "
+            "`pip install 'savimae[huggingface]'`"
+        ) from None
+    return safetensors.torch
