@@ -14,7 +14,16 @@ import click
 from savimae import __version__
 from savimae.commands.data import index, inspect, patches, preprocess, saliency
 from savimae.commands.demo import demo
-from savimae.commands.judging import compare, evaluate, features, plot, probe, reconstruct
+from savimae.commands.judging import (
+    attention,
+    compare,
+    evaluate,
+    features,
+    neighbors,
+    plot,
+    probe,
+    reconstruct,
+)
 from savimae.commands.options import both_spellings
 from savimae.commands.slurm import slurm
 from savimae.commands.study import study
@@ -49,7 +58,8 @@ def cli(debug: bool) -> None:
 
 for command in (
     preprocess, saliency, patches, index, inspect, train, finetune, convert,
-    reconstruct, evaluate, features, probe, study, plot, compare, slurm, demo,
+    reconstruct, attention, evaluate, features, probe, neighbors, study, plot,
+    compare, slurm, demo,
 ):  # fmt: skip
     cli.add_command(command)
 
