@@ -15,9 +15,11 @@ from savimae import __version__
 from savimae.commands.data import index, inspect, patches, preprocess, saliency
 from savimae.commands.demo import demo
 from savimae.commands.judging import (
+    attention,
     compare,
     evaluate,
     features,
+    neighbors,
     plot,
     predict,
     probe,
@@ -58,7 +60,8 @@ def cli(debug: bool) -> None:
 
 for command in (
     preprocess, saliency, patches, index, inspect, train, finetune, predict, test, convert,
-    reconstruct, evaluate, features, probe, study, plot, compare, slurm, demo,
+    reconstruct, attention, evaluate, features, probe, neighbors, study, plot,
+    compare, slurm, demo,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -53,6 +53,16 @@ ONE_BY_ONE = (
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto"),
     click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
 )
+WHOLE_CLIPS = option_group("Clips", ROOT, RATE)
+DRAWN = (
+    click.option(
+        "--videos", "n_videos", type=click.IntRange(1), default=4, show_default=True,
+        help="How many of a list or folder.",
+    ),
+    click.option(
+        "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
+    ),
+)  # fmt: skip
 MACHINE_ONE_BY_ONE = option_group("Machine", *ONE_BY_ONE)
 MACHINE = option_group(
     "Machine",
@@ -135,13 +145,7 @@ def _choose_machine(
         help="What brings normalised predictions back to pixels. target leaks the answer.  "
         "[visible]",
     ),
-    click.option(
-        "--videos", "n_videos", type=click.IntRange(1), default=4, show_default=True,
-        help="How many of a list or folder.",
-    ),
-    click.option(
-        "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
-    ),
+    *DRAWN,
 )  # fmt: skip
 @MASKS
 @CLIPS
@@ -160,6 +164,41 @@ def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
     drawn = draw_reconstructions(
         checkpoint, source, out, _choose_machine(**options), _make(MaskOptions, options),
         _make(ClipOptions, options), _make(Drawings, options),
+    )  # fmt: skip
+    for path in drawn.written:
+        click.echo(f"wrote {shown(path)}")
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@click.argument("source", type=PATH)
+@option_group(
+    "The pictures",
+    click.option("--out", type=PATH, required=True, metavar="DIR", help="Where they go."),
+    click.option(
+        "--layer", type=click.IntRange(1), metavar="L",
+        help="Attention in block L, 1 to the encoder's depth.  [the last]",
+    ),
+    click.option("--heads", is_flag=True, help="Draw each head too."),
+    *DRAWN,
+)  # fmt: skip
+@WHOLE_CLIPS
+@OF_SALIENCY
+@MACHINE_ONE_BY_ONE
+def attention(checkpoint: str, source: str, out: str, **options: Any) -> None:
+    """Draw what an encoder looks at: the attention that each part of a clip receives.
+
+    CHECKPOINT is the folder of a run, a checkpoint, or published weights. SOURCE is a video, a list
+    or a folder; the middle clip of each video is drawn, beside its saliency. The numbers are
+    written too: VIDEO.npz, and attention.json for how attention goes with saliency.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.judging.attention import AttentionDrawings, draw_attention_maps
+    from savimae.judging.load import ClipOptions
+
+    drawn = draw_attention_maps(
+        checkpoint, source, out, _choose_machine(**options), _make(ClipOptions, options),
+        _make(AttentionDrawings, options),
     )  # fmt: skip
     for path in drawn.written:
         click.echo(f"wrote {shown(path)}")
@@ -215,7 +254,7 @@ def evaluate(
     LAYER,
 )
 @VIEWS
-@option_group("Clips", ROOT, RATE)
+@WHOLE_CLIPS
 @MACHINE
 def features(
     checkpoint: str, data: str, out: str, pool: str, layer: int | None, root: str | None,
@@ -269,7 +308,7 @@ TEST_VIEWS = option_group(
     ),
 )  # fmt: skip
 @TEST_VIEWS
-@option_group("Clips", ROOT, RATE)
+@WHOLE_CLIPS
 @MACHINE
 def predict(
     classifier: str, source: str, out: str | None, top: int, every: str | None, clips: int | None,
@@ -342,7 +381,7 @@ def predict(
     ),
 )  # fmt: skip
 @TEST_VIEWS
-@option_group("Clips", ROOT, RATE)
+@WHOLE_CLIPS
 @MACHINE
 def test(
     classifier: str, test_list: str, out: str, clips: int | None, crops: int | None,
@@ -448,6 +487,60 @@ def probe(
     click.echo(f"{result.n_train} training videos, {result.n_test} test videos")
     click.echo(probe_table(result))
     click.echo(f"wrote {shown(out)}/probe.json\nwrote {shown(picture)}")
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("checkpoint", type=PATH)
+@option_group(
+    "Neighbours",
+    click.option("--data", type=PATH, required=True, metavar="LIST_OR_FOLDER", help="Videos."),
+    click.option("--out", type=PATH, required=True, metavar="DIR", help="Pictures and features."),
+    click.option(
+        "--query", type=PATH, multiple=True, metavar="VIDEO",
+        help="Whose neighbours are shown; of the list or not. May be repeated.",
+    ),
+    click.option(
+        "--queries", type=click.IntRange(1), metavar="N",
+        help="So many of the list, spread over its classes.  [6; none beside --query]",
+    ),
+    click.option(
+        "--k", type=click.IntRange(1), metavar="K",
+        help="Neighbours of each.  [8, or all others of fewer]",
+    ),
+    click.option(
+        "--map", "map_by", type=click.Choice(["pca", "tsne", "umap"]), default="pca",
+        show_default=True, help="How the map of all videos is made.",
+    ),
+    POOL,
+    LAYER,
+)  # fmt: skip
+@VIEWS
+@WHOLE_CLIPS
+@MACHINE
+def neighbors(
+    checkpoint: str, data: str, out: str, pool: str, layer: int | None, root: str | None,
+    sampling_rate: int | None, **options: Any,
+) -> None:  # fmt: skip
+    """Draw which videos an encoder finds alike: a sheet of nearest neighbours, a map of all.
+
+    DIR gets neighbors.png, map.png, neighbors.json (with how often neighbours are of the same
+    class), and the features, which are computed only once. Run it again to go on.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.judging.neighbors import NeighborOptions, find_neighbors, own_class_words
+    from savimae.samples.multi_view import Views
+
+    found = find_neighbors(
+        checkpoint, data, out, _choose_machine(**options), _make(NeighborOptions, options),
+        pool=pool, layer=layer, views=_make(Views, options), root=root,
+        sampling_rate=sampling_rate,
+    )  # fmt: skip
+    for note in found.notes:
+        click.echo(note, err=True)
+    for line in own_class_words(found):
+        click.echo(line)
+    for path in found.written:
+        click.echo(f"wrote {shown(path)}")
 
 
 @click.command()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -207,6 +207,42 @@ def make_features(
     return features
 
 
+def features_of(
+    source: Source, videos: Sequence[Video], reader: ViewReader, machine: Machine, title: str
+) -> np.ndarray:
+    """The same for a few videos, kept nowhere: values float32 `[videos, …]`.
+
+    Raises:
+        SavimaeError: a video cannot be decoded.
+    """
+    parts = list(_batches(source, videos, reader, machine, title))
+    order = np.argsort(np.concatenate([indices for indices, _ in parts]))
+    return np.concatenate([rows for _, rows in parts])[order]
+
+
+def _batches(
+    source: Source,
+    videos: Sequence[Video],
+    reader: ViewReader,
+    machine: Machine,
+    title: str,
+    done: int = 0,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices of videos `[B]` and their values float32 `[B, …]`, batch by batch from `done` on."""
+
+    def load(index: int, _: int) -> tuple[int, np.ndarray]:
+        with naming_video(videos[index].path):
+            return index, reader.read(videos[index])
+
+    for samples in machine.batches(len(videos), load, title, done=done):
+        pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, 3]
+        with torch.no_grad():
+            clips = torch.from_numpy(pixels).to(machine.device).flatten(0, 1)
+            values = source.extract(clips).float().unflatten(0, pixels.shape[:2])
+            values = values if source.keeps_views else values.mean(1)
+        yield np.array([index for index, _ in samples]), values.cpu().numpy()
+
+
 def _compute(
     source: Source,
     videos: Sequence[Video],
@@ -217,25 +253,15 @@ def _compute(
     writer: SoleWriter,
 ) -> np.ndarray:
     """Values for all videos, float32 `[videos, …]`; what is in `work` already is not done again."""
-
-    def load(index: int, _: int) -> tuple[int, np.ndarray]:
-        with naming_video(videos[index].path):
-            return index, reader.read(videos[index])
-
     parts: list[tuple[np.ndarray, np.ndarray]] = []
     while os.path.exists(path := _chunk_path(work, len(parts))):
         parts.append(_read_chunk(path, len(videos)))
     n_batches = -(-len(videos) // machine.batch_size)
     done = min(len(parts) * CHUNK_BATCHES, n_batches)
     pending: list[tuple[np.ndarray, np.ndarray]] = []
-    batches = machine.batches(len(videos), load, title, done=done)
-    for number, samples in enumerate(batches if done < n_batches else (), done + 1):
-        pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, 3]
-        with torch.no_grad():
-            clips = torch.from_numpy(pixels).to(machine.device).flatten(0, 1)
-            values = source.extract(clips).float().unflatten(0, pixels.shape[:2])
-            values = values if source.keeps_views else values.mean(1)
-        pending.append((np.array([index for index, _ in samples]), values.cpu().numpy()))
+    batches = _batches(source, videos, reader, machine, title, done)
+    for number, batch in enumerate(batches if done < n_batches else (), done + 1):
+        pending.append(batch)
         if number % CHUNK_BATCHES == 0 or number == n_batches:
             writer.check()
             indices, rows = (np.concatenate(each) for each in zip(*pending, strict=True))

@@ -181,16 +181,6 @@ class Trained:
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
         return ClipConfig(shape.num_frames, rate, shape.image_size)
 
-    def _setting(self, given: Any, name: str, default: Any) -> Any:
-        return self.settings.get(name, default) if given is None else given
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained(Trained):
-    """A pretrained model: its encoder, and the decoder that reconstructs what masks hide."""
-
-    model: VideoMAE
-
     def saliency(self, options: ClipOptions) -> SaliencyConfig:
         """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
         shape, root = self.config, options.saliency_root
@@ -203,6 +193,38 @@ class Pretrained(Trained):
         threshold = self._setting(options.saliency_threshold, "saliency_threshold", found.threshold)
         share = self._setting(options.salient_share, "salient_share", found.share)
         return dataclasses.replace(found, threshold=threshold, share=share)
+
+    def clip_reader(self, options: ClipOptions, array_cut: int) -> ClipReader:
+        """Reads clips as the model was trained on, with their saliency.
+
+        Args:
+            array_cut: how the arrays are called, as `find_arrays` says.
+
+        Raises:
+            UsageError: options that do not fit the model.
+        """
+        try:
+            if options.saliency_root is not None and options.saliency_threshold is not None:
+                raise ValueError(
+                    "--saliency-threshold is for saliency that is computed from the clips; the "
+                    "arrays of --saliency-root have theirs, see `savimae preprocess --threshold`"
+                )
+            return ClipReader(
+                self.clips(options.sampling_rate), self.saliency(options),
+                self.config.tubelet_size, options.saliency_root, array_cut,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(f"{shown(self.path)}: {error}") from None
+
+    def _setting(self, given: Any, name: str, default: Any) -> Any:
+        return self.settings.get(name, default) if given is None else given
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Trained):
+    """A pretrained model: its encoder, and the decoder that reconstructs what masks hide."""
+
+    model: VideoMAE
 
     def masks(self, options: MaskOptions) -> MaskSpec:
         """Raises ValueError for an unknown type, or a ratio out of range or without effect."""
@@ -236,16 +258,8 @@ class Pretrained(Trained):
         Raises:
             UsageError: options that do not fit the model.
         """
+        reader = self.clip_reader(clips, array_cut)
         try:
-            if clips.saliency_root is not None and clips.saliency_threshold is not None:
-                raise ValueError(
-                    "--saliency-threshold is for saliency that is computed from the clips; the "
-                    "arrays of --saliency-root have theirs, see `savimae preprocess --threshold`"
-                )
-            reader = ClipReader(
-                self.clips(clips.sampling_rate), self.saliency(clips),
-                self.model.config.tubelet_size, clips.saliency_root, array_cut,
-            )  # fmt: skip
             return MaskedClips(videos, reader, self.masks(masks), clips.seed)
         except ValueError as error:
             raise UsageError(f"{shown(self.path)}: {error}") from None

@@ -10,7 +10,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
@@ -39,6 +39,20 @@ MAX_ANIMATION_FRAMES = 240
 MAX_NAMED = 30  # classes of a confusion matrix; of more only the colors are legible
 ROWS = ["frame", "salient tokens", "encoder sees", "prediction", "both"]  # of a reconstruction
 FRAMES_PER_S = 25.0  # where the source does not say
+# Attention below and above its mean: two hues that those who see few colors tell apart as well, and
+# the frame as it is between them, in gray.
+BELOW, ABOVE = (0, 90, 200), (235, 70, 0)
+MOST_COLOR = 0.75  # share of the color at the ends of the scale; the rest is the frame
+SCALES = (2, 4, 8, 16, 32, 64)  # times the mean, and as much below it: ends of the scale of colors
+WITHIN = 0.99  # share of the values that are to lie below its upper end
+BAR_PX = (320, 16)
+SHEET_PX = 120  # height of a panel of a sheet
+FRAME_PX = 5
+SAME = (0, 150, 70)
+N_COLORS = 10  # of matplotlib's cycle; a map tells more classes apart by their markers
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
+LEGEND_ROWS, LEGEND_AREA = 38, 40
+STRIP_PANELS = 8  # of an animation side by side
 
 
 def inspect_video(
@@ -231,13 +245,248 @@ def draw_reconstruction(
     return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
 
 
+def draw_attention(
+    clip: Clip,
+    factors: np.ndarray,
+    rows: Sequence[str],
+    patch_size: int,
+    tubelet_size: int,
+    name: str,
+    title: str,
+    n_columns: int = 6,
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """Time across; down: frame, salient tokens, and attention over the frame, a row for each kind.
+
+    Returns:
+        The picture of some frames, and for every frame its panels side by side, for an animation.
+
+    Args:
+        clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
+        factors: float `[rows, N]`, the attention that tokens receive over its mean.
+        rows: what each row of attention is called.
+        name: of the video; stands before the title of the picture.
+        title: which attention; stands on the animation as well.
+    """
+    n_frames, size = clip.pixels.shape[:2]
+    grid = size // patch_size
+    salient = clip.saliency.reshape(-1, grid, grid)
+    scale = scale_of(factors)
+    shades = shades_of(factors, scale).reshape(len(factors), -1, grid, grid)
+    side = size * math.ceil(PANEL_PX / size)
+    columns, captions, animated = [], [], []
+    still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
+    row_captions = ["frame", "salient tokens", *rows]
+    bar = _color_bar(scale)
+    for index in range(n_frames):
+        frame = Image.fromarray(clip.pixels[index])
+        frame = frame.resize((side, side), Image.Resampling.NEAREST)
+        step = index // tubelet_size
+        outlined = outline_patches(frame, salient[step], side // grid)
+        column = [frame, outlined, *(tint(frame, each[step]) for each in shades)]
+        caption = f"frame {clip.frame_indices[index]}"
+        if index in still:
+            columns.append(column)
+            captions.append(caption)
+        strip = _filmstrip(column, f"{caption}: {', '.join(row_captions)}", title)
+        animated.append(np.asarray(_above(strip, bar)))
+    picture = draw_grid(columns, f"{name}   {title}", captions, row_captions)
+    return _above(picture, bar), animated
+
+
+def scale_of(factors: np.ndarray) -> int:
+    """The upper end of the scale of colors, one of SCALES: the first that nearly all lie below."""
+    wanted = float(np.quantile(factors, WITHIN))
+    return next((scale for scale in SCALES if scale >= wanted), SCALES[-1])
+
+
+def shades_of(factors: np.ndarray, scale: int) -> np.ndarray:
+    """Factors as places on the scale, -1 to 1: 0 for 1, 1 for `scale` and more, by logarithms."""
+    return np.clip(np.log2(np.maximum(factors, 2.0**-30)) / math.log2(scale), -1, 1)
+
+
+def tint(frame: Image.Image, shades: np.ndarray) -> Image.Image:
+    """A frame in gray, its patches colored by `shades` `[H_p, W_p]`, -1 (BELOW) to 1 (ABOVE)."""
+    side = frame.width // len(shades)
+    places = np.kron(shades, np.ones((side, side)))[..., None]
+    gray = np.asarray(frame.convert("L"), np.float64)[..., None]
+    share = MOST_COLOR * np.abs(places)
+    mixed = (1 - share) * gray + share * np.where(places < 0, BELOW, ABOVE)
+    return Image.fromarray(mixed.round().astype(np.uint8))
+
+
+def _color_bar(scale: int) -> Image.Image:
+    """The scale of `tint` on middle gray, with its factors and what they are."""
+    width, height = BAR_PX
+    words = "attention received, as a multiple of the mean over the clip's tokens"
+    font = ImageFont.load_default(FONT_PX)
+    left = MARGIN_PX + math.ceil(
+        font.getlength(f"1/{scale}") / 2
+    )  # labels stand below their places
+    total = left + width + 3 * MARGIN_PX + math.ceil(font.getlength(words)) + MARGIN_PX
+    picture = Image.new("RGB", (total, height + 2 * FONT_PX + GAP_PX), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for x in range(width):
+        pixel = tint(Image.new("L", (1, 1), 128), np.array([[2 * x / (width - 1) - 1]]))
+        picture.paste(pixel.resize((1, height)), (left + x, 0))
+    places = [("mean", 0.0)]
+    for factor in sorted({2 ** (int(math.log2(scale)) // 2), scale} - {1}):
+        place = math.log2(factor) / math.log2(scale)
+        places += [(f"{factor} x", place), (f"1/{factor}", -place)]
+    for text, place in places:
+        x = left + round((width - 1) * (place + 1) / 2)
+        draw.line((x, height, x, height + 4), fill=INK)
+        draw.text((x, height + 4 + FONT_PX), text, fill=INK, font=font, anchor="ms")
+    middle = left + width + 3 * MARGIN_PX, height // 2
+    draw.text(middle, words, fill=INK, font=font, anchor="lm")
+    return picture
+
+
+def _above(picture: Image.Image, below: Image.Image) -> Image.Image:
+    """One picture above another, both sides even for H.264."""
+    width = max(picture.width, below.width)
+    height = picture.height + GAP_PX + below.height
+    both = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
+    both.paste(picture, (0, 0))
+    both.paste(below, (0, picture.height + GAP_PX))
+    return both
+
+
+class SheetPanel(NamedTuple):
+    """A video on a sheet."""
+
+    frame: np.ndarray  # uint8 [H, W, 3], of any size
+    caption: str  # number or similarity, and class
+    name: str
+    is_marked: bool  # framed
+
+
+def draw_sheet(
+    rows: Sequence[Sequence[SheetPanel]], title: str, notes: Sequence[str]
+) -> Image.Image:
+    """Rows of videos: the query, apart from the others, then its neighbours.
+
+    Frames keep their shape; all panels are as wide as the middle one of their shapes wants.
+    """
+    font = ImageFont.load_default(FONT_PX)
+    title_font = ImageFont.load_default(TITLE_PX)
+    shapes = [panel.frame.shape[1] / panel.frame.shape[0] for row in rows for panel in row]
+    width = round(SHEET_PX * min(max(float(np.median(shapes)), 0.75), 16 / 9))
+    across, down = width + 2 * FRAME_PX + GAP_PX, SHEET_PX + 2 * FRAME_PX + 3 * FONT_PX + 2 * GAP_PX
+    apart = 3 * GAP_PX  # between the query and its neighbours
+    top = MARGIN_PX + TITLE_PX + GAP_PX + len(notes) * 2 * FONT_PX + GAP_PX + FONT_PX + GAP_PX
+    total = 2 * MARGIN_PX + max(map(len, rows)) * across - GAP_PX + apart
+    texts = [(title, title_font), *((note, font) for note in notes)]
+    total = max(total, *(math.ceil(face.getlength(text)) + 2 * MARGIN_PX for text, face in texts))
+    picture = Image.new("RGB", (total, top + len(rows) * down + MARGIN_PX - 2 * GAP_PX), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=title_font)
+    for line, note in enumerate(notes):
+        y = MARGIN_PX + TITLE_PX + GAP_PX + FONT_PX + line * 2 * FONT_PX
+        draw.text((MARGIN_PX, y), note, fill=INK, font=font, anchor="lm")
+    draw.text((MARGIN_PX, top - GAP_PX), "query", fill=INK, font=font, anchor="ls")
+    left = MARGIN_PX + across + apart
+    draw.text((left, top - GAP_PX), "nearest, from the left", fill=INK, font=font, anchor="ls")
+    line_x = MARGIN_PX + across + (apart - GAP_PX) // 2
+    draw.line((line_x, top, line_x, picture.height - MARGIN_PX), fill=BLANK, width=2)
+    for row, panels in enumerate(rows):
+        y = top + row * down
+        for column, panel in enumerate(panels):
+            x = MARGIN_PX + column * across + (apart if column else 0)
+            image = Image.fromarray(panel.frame)
+            factor = min(width / image.width, SHEET_PX / image.height)
+            size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+            image = image.resize(size, Image.Resampling.BILINEAR)
+            at = x + FRAME_PX + (width - size[0]) // 2, y + FRAME_PX + (SHEET_PX - size[1]) // 2
+            picture.paste(image, at)
+            if panel.is_marked:
+                outer = (at[0] - FRAME_PX, at[1] - FRAME_PX)
+                inner = (at[0] + size[0] + FRAME_PX - 1, at[1] + size[1] + FRAME_PX - 1)
+                draw.rectangle((*outer, *inner), outline=SAME, width=FRAME_PX)
+            below = y + SHEET_PX + 2 * FRAME_PX
+            for line, text in enumerate((panel.caption, panel.name)):
+                at = x + FRAME_PX, below + FONT_PX + line * (FONT_PX + 3)
+                draw.text(at, _fitted(text, font, width), fill=INK, font=font, anchor="lm")
+    return picture
+
+
+def _fitted(text: str, font: Any, width: float) -> str:
+    """`text` with as much of its middle left out as it takes to be no wider than `width`."""
+    fitted, kept = text, len(text)
+    while font.getlength(fitted) > width and kept > 2:
+        kept -= 1
+        fitted = f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
+    return fitted
+
+
+def plot_map(
+    places: np.ndarray,
+    labels: np.ndarray,
+    names: Sequence[str],
+    marked: Sequence[int],
+    title: str,
+    axes_titles: tuple[str, str],
+    out: str,
+) -> None:
+    """Draw videos in the plane as a PNG, colored by class, with a legend.
+
+    Args:
+        places: float `[n, 2]`.
+        labels: int `[n]`, of the classes `names`; -1 for none.
+        marked: which are numbered, from 1.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=len(names))
+    named = sorted(np.argsort(-sizes, kind="stable")[: len(MARKERS) * N_COLORS].tolist())
+    others = ~np.isin(labels, named)
+    n_entries = len(named) + bool(others.any() and named) + bool(marked)
+    columns = math.ceil(n_entries / LEGEND_ROWS)
+    figure = new_figure((8 + 1.7 * columns, 7.5))
+    axes = figure.subplots()
+    area = float(np.clip(12000 / len(places), 10, LEGEND_AREA))
+    if others.any():
+        n_more = len(names) - len(named)
+        label = f"{n_more} other classes" if n_more else "no class" if named else None
+        axes.scatter(
+            *places[others].T, s=area, color="0.82" if named else "C0", linewidths=0, label=label
+        )
+    for number, index in enumerate(named):
+        of_class = labels == index
+        axes.scatter(
+            *places[of_class].T, s=area, color=f"C{number % N_COLORS}", alpha=0.8, linewidths=0,
+            marker=MARKERS[number // N_COLORS], label=shown(names[index]),
+        )  # fmt: skip
+    if marked:
+        axes.scatter(
+            *places[list(marked)].T, s=area + 60, facecolors="none", edgecolors="black",
+            linewidths=1.5, label="queries, by row of the sheet",
+        )  # fmt: skip
+    for number, index in enumerate(marked, 1):
+        axes.annotate(
+            str(number), places[index], xytext=(7, 7), textcoords="offset points", weight="bold",
+        )  # fmt: skip
+    axes.set_title(title)
+    axes.set_xlabel(axes_titles[0])
+    axes.set_ylabel(axes_titles[1])
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_aspect("equal", "datalim")
+    if n_entries:
+        legend = figure.legend(loc="outside right upper", ncols=columns, fontsize="small")
+        for handle in legend.legend_handles:
+            handle.set_sizes([LEGEND_AREA])
+    write_figure(figure, out)
+
+
 def new_figure(size: tuple[float, float]) -> Any:
     """An empty figure. Raises SavimaeError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise SavimaeError(
-            "curves and matrices need matplotlib; install it with `pip install 'savimae[figures]'`"
+            "curves, matrices and maps need matplotlib; install it with `pip install "
+            "'savimae[figures]'`"
         ) from None
     return Figure(figsize=size, layout="constrained")
 
@@ -391,18 +640,25 @@ def plot_runs(runs: Sequence[str], out: str) -> None:
 
 
 def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:
-    """One animation frame: panels side by side over lines of text, both sides even for H.264."""
+    """One animation frame: panels side by side over lines of text, both sides even for H.264.
+
+    More than STRIP_PANELS are set in lines of as many panels each as nearly as can be.
+    """
     side = panels[0].width
     font = ImageFont.load_default(FONT_PX)
-    width = len(panels) * (side + GAP_PX) - GAP_PX
+    lines = math.ceil(len(panels) / STRIP_PANELS)
+    across = math.ceil(len(panels) / lines)
+    width = across * (side + GAP_PX) - GAP_PX
     width = max(width, *(math.ceil(font.getlength(text)) + 2 * GAP_PX for text in captions))
-    height = side + 2 * FONT_PX * len(captions)
+    bottom = lines * (side + GAP_PX) - GAP_PX
+    height = bottom + 2 * FONT_PX * len(captions)
     picture = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     for index, panel in enumerate(panels):
-        picture.paste(panel, (index * (side + GAP_PX), 0))
+        line, place = divmod(index, across)
+        picture.paste(panel, (place * (side + GAP_PX), line * (side + GAP_PX)))
     draw = ImageDraw.Draw(picture)
     for index, text in enumerate(captions):
-        middle = side + (2 * index + 1) * FONT_PX
+        middle = bottom + (2 * index + 1) * FONT_PX
         draw.text((GAP_PX, middle), text, fill=INK, font=font, anchor="lm")
     return picture
 

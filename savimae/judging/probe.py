@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import refuse_file
 from savimae.system.lock import sole_writer
+from savimae.system.progress import Progress
 from savimae.system.tables import table
 
 NEIGHBOURS = 20
@@ -42,6 +43,7 @@ TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised f
 REGULARISATION = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the linear classifier
 HELD_OUT = 5  # one part in so many of the training videos chooses the regularisation
 CHUNK_FEATURES = 4096  # that are standardised at a time
+CHUNK_QUERIES = 1024  # whose similarities to all videos are in memory at a time
 PIXELS = "raw pixels"
 DRAWS = 5  # of so many labelled videos of each class
 MEMORY_SHARE = 0.4  # of the machine's memory that tokens may take
@@ -360,17 +362,62 @@ def nearest_neighbours(
     Returns:
         Classes [K], votes [tests, K] that add up to 1, and what was chosen.
     """
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.preprocessing import StandardScaler
-
     del groups, seed
     k = min(NEIGHBOURS, len(x))
-    scaler = StandardScaler().fit(x)
-    model = KNeighborsClassifier(
-        k, metric="cosine", algorithm="brute",
-        weights=lambda distance: np.exp((1 - distance) / TEMPERATURE),
-    ).fit(scaler.transform(x), y)  # fmt: skip
-    return model.classes_, model.predict_proba(scaler.transform(x_test)), f"k {k}"
+    found = nearest(x, x_test, k)
+    classes, of_class = np.unique(y, return_inverse=True)
+    votes = np.zeros((len(x_test), len(classes)))
+    each = np.arange(len(x_test))[:, None]
+    np.add.at(votes, (each, of_class[found.places]), np.exp(found.similarities / TEMPERATURE))
+    return classes, votes / votes.sum(1, keepdims=True), f"k {k}"
+
+
+class Nearest(NamedTuple):
+    """The nearest videos of each of some queries, the nearest first."""
+
+    places: np.ndarray  # int64 [queries, k], among the videos
+    similarities: np.ndarray  # float64 [queries, k]; -inf where no more videos may be neighbours
+
+
+def nearest(
+    x: np.ndarray,
+    queries: np.ndarray,
+    k: int,
+    of_video: np.ndarray | None = None,
+    of_query: np.ndarray | None = None,
+) -> Nearest:
+    """The k videos whose standardised features have the greatest cosine similarity.
+
+    Mean and deviation are those of the videos `x`. Among equals the first of the list comes first.
+
+    Args:
+        x, queries: features float `[n, d]` and `[m, d]`.
+        of_video, of_query: numbers `[n]` and `[m]`; of one number videos are no neighbours, such
+            as a video of itself. None: all may be.
+    """
+    places, similarities = [], []
+    with Progress("nearest neighbours", delay_s=1.0) as progress:
+        for first in range(0, len(queries), CHUNK_QUERIES):
+            progress.show(first / len(queries), f"{first}/{len(queries)} videos")
+            rows = slice(first, first + CHUNK_QUERIES)
+            cosines = _cosines(x, queries[rows])
+            if of_video is not None and of_query is not None:
+                cosines[of_query[rows][:, None] == of_video] = -np.inf
+            order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+            places.append(order)
+            similarities.append(np.take_along_axis(cosines, order, 1))
+    return Nearest(np.concatenate(places), np.concatenate(similarities))
+
+
+def _cosines(x: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Cosine similarities of standardised features, float64 `[m, n]`; 0 to what is all means."""
+    products = np.zeros((len(queries), len(x)))
+    squares, of_queries = np.zeros(len(x)), np.zeros(len(queries))
+    for part, query_part in standardised_parts(x, queries):
+        products += query_part @ part.T
+        squares += np.einsum("ij,ij->i", part, part)
+        of_queries += np.einsum("ij,ij->i", query_part, query_part)
+    return products / np.sqrt(np.maximum(np.outer(of_queries, squares), np.finfo(float).tiny))
 
 
 def linear(
@@ -419,15 +466,7 @@ def standardised(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndar
     n, d = x.shape
     products, test_products = np.zeros((n, n)), np.zeros((len(x_test), n))
     chunks = []
-    for first in range(0, d, CHUNK_FEATURES):
-        part, of_test = (
-            each[:, first : first + CHUNK_FEATURES].astype(np.float64) for each in (x, x_test)
-        )
-        mean, deviation = part.mean(0), part.std(0)
-        deviation[deviation < 1e-12 * np.maximum(np.abs(mean), 1)] = (
-            1  # a constant stays what it is
-        )
-        part, of_test = (part - mean) / deviation, (of_test - mean) / deviation
+    for part, of_test in standardised_parts(x, x_test):
         if d <= n:
             chunks.append((part, of_test))
             continue
@@ -441,6 +480,21 @@ def standardised(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndar
     is_spanned = values > values[-1] * n * np.finfo(np.float64).eps
     lengths, vectors = np.sqrt(values[is_spanned]), vectors[:, is_spanned]
     return vectors * lengths, test_products @ vectors / lengths
+
+
+def standardised_parts(
+    x: np.ndarray, x_test: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some features at a time, float64: less the mean of the first videos, over their deviation."""
+    for first in range(0, x.shape[1], CHUNK_FEATURES):
+        part, of_test = (
+            each[:, first : first + CHUNK_FEATURES].astype(np.float64) for each in (x, x_test)
+        )
+        mean, deviation = part.mean(0), part.std(0)
+        deviation[deviation < 1e-12 * np.maximum(np.abs(mean), 1)] = (
+            1  # a constant stays what it is
+        )
+        yield (part - mean) / deviation, (of_test - mean) / deviation
 
 
 def hold_out(

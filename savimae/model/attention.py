@@ -18,6 +18,7 @@ LENGTH_MULTIPLE = 8  # of the padded lengths of clips
 PRODUCTS = "products"  # two matrix products and a softmax between, written out; keeps its scores
 FUSED = "fused"  # PyTorch's kernel, which keeps no scores: much less memory for long clips
 WAYS = (PRODUCTS, FUSED)
+RECEIVED_ROWS = 256  # queries whose scores are in memory at a time: 1.5 MiB of 1568 tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,3 +94,29 @@ def attend(qkv: Tensor, heads: int, packing: Packing) -> Tensor:
         mixed = scores.softmax(-1) @ value
     # [B, heads, L, d] -> [B, L, D] -> [rows, D]
     return packing.pack(mixed.transpose(1, 2).flatten(2))
+
+
+def received(qkv: Tensor, heads: int) -> Tensor:
+    """Attention that each token of a clip receives, the mean over all queries: `[heads, N]`.
+
+    With `a[h, i, j] = softmax over j of q[h, i] . k[h, j] / sqrt(d)`, as `attend` weighs values
+    (Vaswani et al., 2017, section 3.2), it is the mean of `a[h, i, j]` over i; its sum over j is 1.
+    Scores are float32 whatever the autocast, sums over queries float64. Only some rows of one head
+    are in memory at a time, so a clip of N tokens does not take N * N * heads values.
+
+    Args:
+        qkv: queries, keys and values of one clip, `[N, 3D]`.
+
+    Returns:
+        float32.
+    """
+    n_tokens = len(qkv)
+    # [N, 3D] -> [N, 3, heads, d] -> 2 of [heads, N, d]
+    query, key, _ = qkv.float().view(n_tokens, 3, heads, -1).permute(1, 2, 0, 3).unbind(0)
+    sums = torch.zeros(heads, n_tokens, dtype=torch.float64, device=qkv.device)
+    with torch.autocast(qkv.device.type, enabled=False):
+        for head in range(heads):
+            keys = key[head].T * query.shape[-1] ** -0.5
+            for rows in query[head].split(RECEIVED_ROWS):
+                sums[head] += (rows @ keys).softmax(-1).sum(0, dtype=torch.float64)
+    return (sums / n_tokens).float()

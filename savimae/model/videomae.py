@@ -12,13 +12,14 @@ them apart; see `attend`. A few filler rows behind the last clip round V and M u
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from savimae.model.attention import PRODUCTS, Packing, attend, filled
+from savimae.model.attention import PRODUCTS, Packing, attend, filled, received
 from savimae.model.config import CHANNELS, VideoMAEConfig, model_config
 from savimae.model.loss import targets, token_losses, unit_float
 
@@ -237,9 +238,34 @@ class Encoder(nn.Module):
         Raises:
             ValueError: clips that do not fit the model, or no such block.
         """
-        check_clips(clips, self.config)
+        self._check_layer(layer)
+        return self._whole(clips, branches, layer)
+
+    def received_attention(self, clips: Tensor, layer: int | None = None) -> Tensor:
+        """What the encoder looks at in unmasked clips `[B, T, H, W, 3]`: float32 `[B, heads, N]`.
+
+        The attention that a token receives in each head of block `layer` (None: the last), the mean
+        over the queries of its clip; see `attention.received`. A clip's mean over tokens is 1 / N.
+
+        Raises:
+            ValueError: as `whole`.
+        """
+        self._check_layer(layer)
+        before = (layer or len(self.blocks)) - 1
+        block: Any = self.blocks[before]
+        hidden = self._whole(clips, layer=before)
+        qkv = block.attn.project(block.norm1(hidden))
+        return torch.stack([received(each, block.attn.heads) for each in qkv])
+
+    def _check_layer(self, layer: int | None) -> None:
         if layer is not None and not 1 <= layer <= len(self.blocks):
             raise ValueError(f"layer {layer} is not one of 1 to {len(self.blocks)}")
+
+    def _whole(
+        self, clips: Tensor, branches: Tensor | None = None, layer: int | None = None
+    ) -> Tensor:
+        """As `whole`; layer 0 is what goes into the first block."""
+        check_clips(clips, self.config)
         n_clips, n = len(clips), self.config.n_tokens
         places = torch.arange(n, device=clips.device).repeat(n_clips)
         lengths = torch.full((n_clips,), n, device=clips.device)
@@ -317,9 +343,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
+        return self.proj(attend(self.project(hidden), self.heads, packing))
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """Queries, keys and values: `[…, D]` -> `[…, 3D]`."""
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(hidden, self.qkv.weight, bias)
-        return self.proj(attend(qkv, self.heads, packing))
+        return F.linear(hidden, self.qkv.weight, bias)
 
 
 class MLP(nn.Module):

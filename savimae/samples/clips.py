@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from savimae.data.lists import Video
-from savimae.data.video import GrayPlane, open_video
+from savimae.data.video import ChooseFrames, GrayPlane, open_video
 from savimae.kernels.resize import resize_buffers
 from savimae.kernels.rgb import luma_rgb, resize_rgb
 from savimae.saliency.arrays import array_path, load_array
@@ -172,8 +172,12 @@ class ClipReader:
         self.array_cut = array_cut
         self._of_thread = threading.local()  # kernels keep buffers
 
-    def read(self, video: Video, key: np.uint64) -> Clip:
+    def read(self, video: Video, key: np.uint64, frames_of: ChooseFrames | None = None) -> Clip:
         """The clip of `video` that is drawn with `key`.
+
+        Args:
+            frames_of: which frames a clip of a video has, ascending int64 `[num_frames]`; None:
+                drawn as well, see `clip_indices`.
 
         Raises:
             VideoError: the video cannot be decoded.
@@ -188,7 +192,9 @@ class ClipReader:
                     f"{shown(self.array_path(video))}: has {n_frames} frames, "
                     f"{shown(video.path)} has {n_found}; preprocess this video again"
                 )
-            return clip_indices(n_found, self.config, key)
+            return (
+                clip_indices(n_found, self.config, key) if frames_of is None else frames_of(n_found)
+            )
 
         frames, indices = open_video(video.path).read_clip(choose, n_frames)
         flipped = is_flipped(self.config, key)

@@ -10,7 +10,9 @@ import pytest
 
 from savimae.cli import cli
 from savimae.commands.options import RECIPES, finetune_config, train_config
+from savimae.judging.attention import AttentionDrawings
 from savimae.judging.load import ClipOptions, MaskOptions
+from savimae.judging.neighbors import NEIGHBOURS, QUERIES, NeighborOptions
 from savimae.judging.reconstruct import Drawings
 from savimae.model.config import VideoMAEConfig
 from savimae.saliency.config import SaliencyConfig
@@ -29,7 +31,8 @@ FILLED = [
     ("patches", SaliencyConfig), ("inspect", SaliencyConfig), ("preprocess", ArrayMaker),
     ("patches", ArrayMaker), ("reconstruct", MaskOptions), ("evaluate", MaskOptions),
     ("reconstruct", ClipOptions), ("evaluate", ClipOptions), ("probe", ClipOptions),
-    ("reconstruct", Drawings), ("features", Views), ("probe", Views),
+    ("reconstruct", Drawings), ("features", Views), ("probe", Views), ("neighbors", Views),
+    ("attention", AttentionDrawings), ("attention", ClipOptions), ("neighbors", NeighborOptions),
 ]  # fmt: skip
 # Options without a default of their own, and what the help says in brackets.
 IN_BRACKETS = {
@@ -59,6 +62,8 @@ IN_BRACKETS = {
     ("evaluate", "saliency_threshold"): SaliencyConfig.threshold,
     ("convert", "image_size"): VideoMAEConfig.image_size,
     ("convert", "num_frames"): VideoMAEConfig.num_frames,
+    ("neighbors", "queries"): QUERIES,
+    ("neighbors", "k"): NEIGHBOURS,
 }
 
 
