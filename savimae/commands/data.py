@@ -45,9 +45,12 @@ def _walk_options(
 
 def _walk(source: str, out: str, maker: Maker, **walk: Any) -> int:
     """Make the outputs of a data set and print a summary; returns the exit code."""
+    from savimae.saliency.config import mostly_salient
     from savimae.saliency.preprocess import process
 
     report = process(source, out, maker, _walk_options(**walk))
+    if warning := mostly_salient(report.salient_share, "patches"):
+        click.echo(warning, err=True)
     click.echo(f"{shown(out)}: {report.summary()}")
     return EXIT_FAILURE if report.failures else 0
 

@@ -79,6 +79,11 @@ class Report:
         self.frames += done.frames
         self.salient_patches += (done.salient_share or 0.0) * done.frames
 
+    @property
+    def salient_share(self) -> float:
+        """Of the patches of all frames; 0 where no patches were made, or of change."""
+        return self.salient_patches / self.frames if self.frames else 0.0
+
     def summary(self) -> str:
         """One line: videos, frames, time, rate, salient share, failures."""
         parts = [
@@ -88,7 +93,7 @@ class Report:
             f"{self.frames / max(self.seconds, 1e-9):.0f} frames/s",
         ]
         if self.salient_patches:
-            parts.append(f"{self.salient_patches / self.frames:.1%} of patches salient")
+            parts.append(f"{self.salient_share:.1%} of patches salient")
         if self.skipped:
             parts.append(f"{self.skipped} were there already")
         parts.append(f"{len(self.failures)} failed")
