@@ -12,7 +12,7 @@ import sys
 import click
 
 from savimae import __version__
-from savimae.commands.data import index, inspect, patches, preprocess, saliency
+from savimae.commands.data import frames, index, inspect, patches, preprocess, saliency
 from savimae.commands.demo import demo
 from savimae.commands.judging import compare, evaluate, features, plot, probe, reconstruct
 from savimae.commands.options import both_spellings
@@ -48,7 +48,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
-    preprocess, saliency, patches, index, inspect, train, finetune, convert,
+    preprocess, saliency, patches, frames, index, inspect, train, finetune, convert,
     reconstruct, evaluate, features, probe, study, plot, compare, slurm, demo,
 ):  # fmt: skip
     cli.add_command(command)

@@ -87,15 +87,11 @@ def preprocess(
     """
     config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
     maker = _array_maker(config, dtype)
-    if not check:
-        if allow_missing is not None:
-            raise UsageError("--allow-missing goes with --check")
-        return _walk(source, out, maker, **walk)
-    if walk["overwrite"]:
-        raise UsageError("--check computes nothing, and so cannot --overwrite")
-    if walk["workers"] is not None:
-        raise UsageError("--check computes nothing, and so needs no --workers")
-    return _check(source, out, maker, allow_missing or 0, **walk)
+    if check:
+        return _check(source, out, maker, allow_missing or 0, **walk)
+    if allow_missing is not None:
+        raise UsageError("--allow-missing goes with --check")
+    return _walk(source, out, maker, **walk)
 
 
 def _array_maker(config: SaliencyConfig, dtype: str, from_maps: bool = False) -> ArrayMaker:
@@ -107,10 +103,14 @@ def _array_maker(config: SaliencyConfig, dtype: str, from_maps: bool = False) ->
     return ArrayMaker(config, dtype, from_maps)
 
 
-def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> int:
+def _check(source: str, out: str, maker: Maker, allowed: int = 0, **walk: Any) -> int:
     """Print what is there and what is missing; returns the exit code."""
     from savimae.saliency.preprocess import check
 
+    if walk["overwrite"]:
+        raise UsageError("--check computes nothing, and so cannot --overwrite")
+    if walk["workers"] is not None:
+        raise UsageError("--check computes nothing, and so needs no --workers")
     looked, unreadable = check(source, out, maker, _walk_options(**walk), allowed)
     missing = [shown(video.path) for video in looked.missing]
     missing += [f"{shown(path)}: {reason}" for path, reason in unreadable]
@@ -119,8 +119,47 @@ def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> in
     if len(missing) > 10:
         click.echo(f"missing: … and {len(missing) - 10} more", err=True)
     n = len(looked.done)
-    click.echo(f"{shown(out)}: {n} of {n + len(missing)} arrays are there, {len(missing)} missing")
+    click.echo(
+        f"{shown(out)}: {n} of {n + len(missing)} {maker.outputs} are there, {len(missing)} missing"
+    )
     return EXIT_FAILURE if len(missing) > allowed else 0
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--short-side",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Resize frames so that their shorter side is this long.  [as they are]",
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=90,
+    show_default=True,
+    help="Of JPEG. 95 takes 1.4 times as much space, 75 a third less.",
+)
+@click.option("--list", "list_path", type=PATH, help="Write a training list of the frames.")
+@walk_options
+@click.option(
+    "--check", is_flag=True, help="Write no frames; exit with 1 if a video's are missing."
+)
+def frames(
+    source: str, out: str, short_side: int | None, quality: int, check: bool, **walk: Any
+) -> int:  # fmt: skip
+    """Write the frames of every video as JPEG: Class/video/img_00001.jpg, …
+
+    SOURCE is what `preprocess` takes; folders of frames are read and written anew. Commands that
+    read videos read these folders as well, as the same videos with the same frames.
+
+    Run it again to go on after an interruption: finished videos are skipped.
+    """
+    from savimae.saliency.makers import FrameMaker
+
+    walk_or_check = _check if check else _walk
+    return walk_or_check(source, out, FrameMaker(short_side, quality), **walk)
 
 
 @click.command()
