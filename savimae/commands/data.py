@@ -10,6 +10,7 @@ import click
 from savimae.commands.options import (
     PATH,
     SALIENCY,
+    SEED,
     array_options,
     saliency_config,
     saliency_options,
@@ -18,6 +19,7 @@ from savimae.commands.options import (
 from savimae.system.errors import EXIT_FAILURE, SavimaeError, UsageError, shown
 
 if TYPE_CHECKING:
+    from savimae.data.random_split import RandomSplit
     from savimae.saliency.config import SaliencyConfig
     from savimae.saliency.makers import ArrayMaker, Maker
     from savimae.saliency.preprocess import WalkOptions
@@ -212,22 +214,66 @@ def patches(
     "--against", type=PATH, help="Warn if this list shares videos or recordings with ours."
 )
 @click.option("--sizes", is_flag=True, help="Note sizes, for sharding very many videos.")
+@click.option(
+    "--match", multiple=True, metavar="GLOB", help="Only videos of such names.  [may be repeated]"
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="No videos of such names.  [may be repeated]"
+)
+@click.option(
+    "--test-share",
+    type=float,
+    metavar="SHARE",
+    help="Set this share of each class aside for a test, drawn at random.",
+)
+@click.option("--test-list", type=PATH, metavar="LIST", help="Of --test-share: their list.")
+@click.option(
+    "--by-group",
+    is_flag=True,
+    help="Of --test-share: keep a recording together, by the names of UCF101 and HMDB51.",
+)
+@click.option(
+    "--group-pattern",
+    metavar="REGEX",
+    help="The same by other names: what this finds in Class/video, or its first group.",
+)
+@click.option("--seed", type=SEED, help="Of --test-share.  [0]")
 def index(
     root: str, list_path: str, splits: str | None, split: int | None, part: str | None,
-    against: str | None, sizes: bool,
+    against: str | None, sizes: bool, match: tuple[str, ...], exclude: tuple[str, ...],
+    test_share: float | None, test_list: str | None, by_group: bool, group_pattern: str | None,
+    seed: int | None,
 ) -> int:  # fmt: skip
     """Write a list file of the videos below ROOT: one `path label` a line.
 
-    Labels are the sorted class folders, or those of an official split.
+    Labels are the sorted class folders, or those of an official split. With --test-share, LIST is
+    for training, and --test-list for the test.
+
+    A GLOB with a / is compared with the path of a video below ROOT (Class/video.avi), one without
+    with the last part of it; both with the extension and without. Its * stands for a / as well.
     """
     from savimae.data.make_list import make_index
 
     for name, value in (("split", split), ("part", part)):
         if value is not None and splits is None:
             raise UsageError(f"--{name} goes with --splits, the folder of the official split files")
+    random = None
+    if test_share is not None:
+        if splits is not None:
+            raise UsageError("--splits says what the test is; leave it or --test-share out")
+        random = _random_split(list_path, test_list, test_share, by_group, group_pattern, seed)
+    for name, value in (
+        ("test-list", test_list), ("by-group", by_group or None), ("group-pattern", group_pattern),
+        ("seed", seed),
+    ):  # fmt: skip
+        if value is not None and random is None:
+            raise UsageError(f"--{name} goes with --test-share, the share of the test")
     report = make_index(
-        root, list_path, splits, split or 1, part or "train", against, sizes
+        root, list_path, splits, split or 1, part or "train", against, sizes, match, exclude,
+        test_list, random,
     )  # fmt: skip
+    for note in report.notes:
+        click.echo(note, err=True)
     for path, reason in report.unreadable:
         click.echo(f"failed: {shown(path)}: {reason}", err=True)
     for name in report.missing[:10]:
@@ -236,21 +282,48 @@ def index(
         click.echo(f"missing: … and {len(report.missing) - 10} more", err=True)
     if report.shared_videos:
         click.echo(
-            f"warning: this list and {shown(str(against))} share {len(report.shared_videos)} "
+            f"warning: {report.ours} and {shown(str(against))} share {len(report.shared_videos)} "
             f"videos, such as {shown(report.shared_videos[0])}",
             err=True,
         )
     if report.shared_groups:
         click.echo(
             f"warning: {report.other_side} share {len(report.shared_groups)} recordings, such as "
-            f"{shown(report.shared_groups[0])}: what is learned from one leaks into the other",
+            f"{shown(report.shared_groups[0])}: what is learned from one leaks into the other"
+            f"{report.remedy}",
             err=True,
         )
-    click.echo(
-        f"{shown(list_path)}: {report.videos} videos, {report.classes} classes, "
-        f"{len(report.missing)} missing"
-    )
+    counts = f"{report.videos} videos, {report.classes} classes"
+    if test_list is None:
+        click.echo(f"{shown(list_path)}: {counts}, {len(report.missing)} missing")
+    else:
+        of_recordings = f", of {report.recordings} recordings" if report.recordings else ""
+        click.echo(
+            f"{shown(list_path)}: {counts}; {shown(test_list)}: {report.test_videos} videos"
+            f"{of_recordings}"
+        )
     return EXIT_FAILURE if report.missing or report.unreadable else 0
+
+
+def _random_split(
+    list_path: str, test_list: str | None, share: float, by_group: bool,
+    group_pattern: str | None, seed: int | None,
+) -> RandomSplit:  # fmt: skip
+    from savimae.data.random_split import RandomSplit
+    from savimae.system.files import refuse_folder
+
+    if test_list is None:
+        raise UsageError(
+            "--test-share needs a --test-list, where the videos of the test are listed"
+        )
+    for path in (list_path, test_list):
+        refuse_folder(path)
+    if os.path.realpath(list_path) == os.path.realpath(test_list):
+        raise UsageError(f"{shown(test_list)} would be both lists; give --test-list another name")
+    try:
+        return RandomSplit(share, seed or 0, by_group, group_pattern)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 @click.command()
