@@ -12,7 +12,7 @@ import sys
 import click
 
 from savimae import __version__
-from savimae.commands.data import index, inspect, patches, preprocess, saliency
+from savimae.commands.data import frames, index, inspect, patches, preprocess, saliency
 from savimae.commands.demo import demo
 from savimae.commands.judging import (
     attention,
@@ -59,7 +59,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
-    preprocess, saliency, patches, index, inspect, train, finetune, predict, test, convert,
+    preprocess, saliency, patches, frames, index, inspect, train, finetune, predict, test, convert,
     reconstruct, attention, evaluate, features, probe, neighbors, study, plot,
     compare, slurm, demo,
 ):  # fmt: skip

@@ -10,6 +10,7 @@ import click
 from savimae.commands.options import (
     PATH,
     SALIENCY,
+    SEED,
     array_options,
     saliency_config,
     saliency_options,
@@ -18,6 +19,7 @@ from savimae.commands.options import (
 from savimae.system.errors import EXIT_FAILURE, SavimaeError, UsageError, shown
 
 if TYPE_CHECKING:
+    from savimae.data.random_split import RandomSplit
     from savimae.saliency.config import SaliencyConfig
     from savimae.saliency.makers import ArrayMaker, Maker
     from savimae.saliency.preprocess import WalkOptions
@@ -45,9 +47,12 @@ def _walk_options(
 
 def _walk(source: str, out: str, maker: Maker, **walk: Any) -> int:
     """Make the outputs of a data set and print a summary; returns the exit code."""
+    from savimae.saliency.config import mostly_salient
     from savimae.saliency.preprocess import process
 
     report = process(source, out, maker, _walk_options(**walk))
+    if warning := mostly_salient(report.salient_share, "patches"):
+        click.echo(warning, err=True)
     click.echo(f"{shown(out)}: {report.summary()}")
     return EXIT_FAILURE if report.failures else 0
 
@@ -84,15 +89,11 @@ def preprocess(
     """
     config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
     maker = _array_maker(config, dtype)
-    if not check:
-        if allow_missing is not None:
-            raise UsageError("--allow-missing goes with --check")
-        return _walk(source, out, maker, **walk)
-    if walk["overwrite"]:
-        raise UsageError("--check computes nothing, and so cannot --overwrite")
-    if walk["workers"] is not None:
-        raise UsageError("--check computes nothing, and so needs no --workers")
-    return _check(source, out, maker, allow_missing or 0, **walk)
+    if check:
+        return _check(source, out, maker, allow_missing or 0, **walk)
+    if allow_missing is not None:
+        raise UsageError("--allow-missing goes with --check")
+    return _walk(source, out, maker, **walk)
 
 
 def _array_maker(config: SaliencyConfig, dtype: str, from_maps: bool = False) -> ArrayMaker:
@@ -104,10 +105,14 @@ def _array_maker(config: SaliencyConfig, dtype: str, from_maps: bool = False) ->
     return ArrayMaker(config, dtype, from_maps)
 
 
-def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> int:
+def _check(source: str, out: str, maker: Maker, allowed: int = 0, **walk: Any) -> int:
     """Print what is there and what is missing; returns the exit code."""
     from savimae.saliency.preprocess import check
 
+    if walk["overwrite"]:
+        raise UsageError("--check computes nothing, and so cannot --overwrite")
+    if walk["workers"] is not None:
+        raise UsageError("--check computes nothing, and so needs no --workers")
     looked, unreadable = check(source, out, maker, _walk_options(**walk), allowed)
     missing = [shown(video.path) for video in looked.missing]
     missing += [f"{shown(path)}: {reason}" for path, reason in unreadable]
@@ -116,8 +121,47 @@ def _check(source: str, out: str, maker: Maker, allowed: int, **walk: Any) -> in
     if len(missing) > 10:
         click.echo(f"missing: … and {len(missing) - 10} more", err=True)
     n = len(looked.done)
-    click.echo(f"{shown(out)}: {n} of {n + len(missing)} arrays are there, {len(missing)} missing")
+    click.echo(
+        f"{shown(out)}: {n} of {n + len(missing)} {maker.outputs} are there, {len(missing)} missing"
+    )
     return EXIT_FAILURE if len(missing) > allowed else 0
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--short-side",
+    type=click.IntRange(1),
+    metavar="PIXELS",
+    help="Resize frames so that their shorter side is this long.  [as they are]",
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=90,
+    show_default=True,
+    help="Of JPEG. 95 takes 1.4 times as much space, 75 a third less.",
+)
+@click.option("--list", "list_path", type=PATH, help="Write a training list of the frames.")
+@walk_options
+@click.option(
+    "--check", is_flag=True, help="Write no frames; exit with 1 if a video's are missing."
+)
+def frames(
+    source: str, out: str, short_side: int | None, quality: int, check: bool, **walk: Any
+) -> int:  # fmt: skip
+    """Write the frames of every video as JPEG: Class/video/img_00001.jpg, …
+
+    SOURCE is what `preprocess` takes; folders of frames are read and written anew. Commands that
+    read videos read these folders as well, as the same videos with the same frames.
+
+    Run it again to go on after an interruption: finished videos are skipped.
+    """
+    from savimae.saliency.makers import FrameMaker
+
+    walk_or_check = _check if check else _walk
+    return walk_or_check(source, out, FrameMaker(short_side, quality), **walk)
 
 
 @click.command()
@@ -170,22 +214,66 @@ def patches(
     "--against", type=PATH, help="Warn if this list shares videos or recordings with ours."
 )
 @click.option("--sizes", is_flag=True, help="Note sizes, for sharding very many videos.")
+@click.option(
+    "--match", multiple=True, metavar="GLOB", help="Only videos of such names.  [may be repeated]"
+)
+@click.option(
+    "--exclude", multiple=True, metavar="GLOB", help="No videos of such names.  [may be repeated]"
+)
+@click.option(
+    "--test-share",
+    type=float,
+    metavar="SHARE",
+    help="Set this share of each class aside for a test, drawn at random.",
+)
+@click.option("--test-list", type=PATH, metavar="LIST", help="Of --test-share: their list.")
+@click.option(
+    "--by-group",
+    is_flag=True,
+    help="Of --test-share: keep a recording together, by the names of UCF101 and HMDB51.",
+)
+@click.option(
+    "--group-pattern",
+    metavar="REGEX",
+    help="The same by other names: what this finds in Class/video, or its first group.",
+)
+@click.option("--seed", type=SEED, help="Of --test-share.  [0]")
 def index(
     root: str, list_path: str, splits: str | None, split: int | None, part: str | None,
-    against: str | None, sizes: bool,
+    against: str | None, sizes: bool, match: tuple[str, ...], exclude: tuple[str, ...],
+    test_share: float | None, test_list: str | None, by_group: bool, group_pattern: str | None,
+    seed: int | None,
 ) -> int:  # fmt: skip
     """Write a list file of the videos below ROOT: one `path label` a line.
 
-    Labels are the sorted class folders, or those of an official split.
+    Labels are the sorted class folders, or those of an official split. With --test-share, LIST is
+    for training, and --test-list for the test.
+
+    A GLOB with a / is compared with the path of a video below ROOT (Class/video.avi), one without
+    with the last part of it; both with the extension and without. Its * stands for a / as well.
     """
     from savimae.data.make_list import make_index
 
     for name, value in (("split", split), ("part", part)):
         if value is not None and splits is None:
             raise UsageError(f"--{name} goes with --splits, the folder of the official split files")
+    random = None
+    if test_share is not None:
+        if splits is not None:
+            raise UsageError("--splits says what the test is; leave it or --test-share out")
+        random = _random_split(list_path, test_list, test_share, by_group, group_pattern, seed)
+    for name, value in (
+        ("test-list", test_list), ("by-group", by_group or None), ("group-pattern", group_pattern),
+        ("seed", seed),
+    ):  # fmt: skip
+        if value is not None and random is None:
+            raise UsageError(f"--{name} goes with --test-share, the share of the test")
     report = make_index(
-        root, list_path, splits, split or 1, part or "train", against, sizes
+        root, list_path, splits, split or 1, part or "train", against, sizes, match, exclude,
+        test_list, random,
     )  # fmt: skip
+    for note in report.notes:
+        click.echo(note, err=True)
     for path, reason in report.unreadable:
         click.echo(f"failed: {shown(path)}: {reason}", err=True)
     for name in report.missing[:10]:
@@ -194,21 +282,48 @@ def index(
         click.echo(f"missing: … and {len(report.missing) - 10} more", err=True)
     if report.shared_videos:
         click.echo(
-            f"warning: this list and {shown(str(against))} share {len(report.shared_videos)} "
+            f"warning: {report.ours} and {shown(str(against))} share {len(report.shared_videos)} "
             f"videos, such as {shown(report.shared_videos[0])}",
             err=True,
         )
     if report.shared_groups:
         click.echo(
             f"warning: {report.other_side} share {len(report.shared_groups)} recordings, such as "
-            f"{shown(report.shared_groups[0])}: what is learned from one leaks into the other",
+            f"{shown(report.shared_groups[0])}: what is learned from one leaks into the other"
+            f"{report.remedy}",
             err=True,
         )
-    click.echo(
-        f"{shown(list_path)}: {report.videos} videos, {report.classes} classes, "
-        f"{len(report.missing)} missing"
-    )
+    counts = f"{report.videos} videos, {report.classes} classes"
+    if test_list is None:
+        click.echo(f"{shown(list_path)}: {counts}, {len(report.missing)} missing")
+    else:
+        of_recordings = f", of {report.recordings} recordings" if report.recordings else ""
+        click.echo(
+            f"{shown(list_path)}: {counts}; {shown(test_list)}: {report.test_videos} videos"
+            f"{of_recordings}"
+        )
     return EXIT_FAILURE if report.missing or report.unreadable else 0
+
+
+def _random_split(
+    list_path: str, test_list: str | None, share: float, by_group: bool,
+    group_pattern: str | None, seed: int | None,
+) -> RandomSplit:  # fmt: skip
+    from savimae.data.random_split import RandomSplit
+    from savimae.system.files import refuse_folder
+
+    if test_list is None:
+        raise UsageError(
+            "--test-share needs a --test-list, where the videos of the test are listed"
+        )
+    for path in (list_path, test_list):
+        refuse_folder(path)
+    if os.path.realpath(list_path) == os.path.realpath(test_list):
+        raise UsageError(f"{shown(test_list)} would be both lists; give --test-list another name")
+    try:
+        return RandomSplit(share, seed or 0, by_group, group_pattern)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 @click.command()

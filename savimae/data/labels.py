@@ -70,15 +70,16 @@ def match_labels(train: VideoList, test: VideoList, train_path: str, test_path: 
         verb = "does not name its" if len(unnamed) == 1 else "do not name their"
         notes.append(
             f"note: {' and '.join(map(shown, unnamed))} {verb} classes; "
-            f"equal numbers are taken for the same class: {_some(pairs)}"
+            f"equal numbers are taken for the same class: {some(pairs)}"
         )
     if numbers != list(range(len(numbers))):
         pairs = [f"{number} becomes {place}" for place, number in enumerate(numbers)]
-        notes.append(f"note: {len(numbers)} classes have training videos: {_some(pairs)}")
+        notes.append(f"note: {len(numbers)} classes have training videos: {some(pairs)}")
     return Labelled(trained, tested, names, numbers, notes)
 
 
-def _some(texts: Sequence[str]) -> str:
+def some(texts: Sequence[str]) -> str:
+    """The first of `texts`, and how many more there are."""
     more = [f"… ({len(texts) - LISTED} more)"] if len(texts) > LISTED else []
     return ", ".join([*texts[:LISTED], *more])
 

@@ -21,7 +21,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from savimae.data.list_lines import NATIVE, Entry, parse_lines
 from savimae.data.video import is_image, is_video
@@ -364,6 +364,26 @@ def write_list(
     Raises:
         SavimaeError: a path with a line break, which the format cannot hold.
     """
+    write_lists({path: videos}, root, classes, sizes)
+
+
+def write_lists(
+    videos_of: Mapping[str, Sequence[Video]], root: str, classes: Sequence[str], sizes: bool = False
+) -> None:
+    """Write several list files of one data set by their paths, or none. As `write_list`."""
+    contents = {
+        path: _list_content(path, videos, root, classes, sizes)
+        for path, videos in videos_of.items()
+    }
+    for path, content in contents.items():
+        with atomic_file(path) as file:
+            file.write(content)
+
+
+def _list_content(
+    path: str, videos: Sequence[Video], root: str, classes: Sequence[str], sizes: bool
+) -> bytes:
+    """What the list at `path` holds. Raises as `write_list`."""
     list_folder = os.path.dirname(os.path.abspath(path))
     relative_root = os.path.relpath(os.path.abspath(root), list_folder)
     lines = [
@@ -380,8 +400,7 @@ def write_list(
         if entry.startswith("#") or entry != entry.strip():
             entry = os.path.join(os.curdir, entry)
         lines.append(entry if video.label is None else f"{entry} {video.label}")
-    with atomic_file(path) as file:
-        file.write("\n".join(lines).encode("utf-8", "surrogateescape") + b"\n")
+    return "\n".join(lines).encode("utf-8", "surrogateescape") + b"\n"
 
 
 # ---------------------------------------------------------------------------- official splits

@@ -14,6 +14,7 @@ from savimae.system.settings import CONFIG
 FRAME_MEAN = "frame-mean"  # what differs from the frame's mean: patches are salient or not
 CHANGE = "change"  # what differs from the frame before: patches have scores
 KINDS = (FRAME_MEAN, CHANGE)
+MOST = 0.75  # of the patches: where more are salient, savi masks are little else than random ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,3 +109,17 @@ def kind_of_arrays(root: str) -> str | None:
     except (OSError, ValueError):
         return None
     return str(recorded.get("saliency", FRAME_MEAN))
+
+
+def mostly_salient(share: float, what: str) -> str | None:
+    """A warning for people where most of `what` (such as "patches") is salient; None elsewhere.
+
+    Args:
+        share: of what is salient by distance from the frame's mean; of change it is chosen.
+    """
+    if share <= MOST:
+        return None
+    return (
+        f"warning: {share:.1%} of the {what} are salient, so that savi masks differ little from "
+        "random ones; a higher threshold, or --saliency change, leaves fewer"
+    )

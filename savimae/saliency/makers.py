@@ -1,17 +1,18 @@
-"""What is made of one video: an array, or the folder of its saliency maps."""
+"""What is made of one video: an array, the folder of its saliency maps, or that of its frames."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
 
+from savimae.data.jpeg import QUALITY, encode_jpeg
 from savimae.data.lists import Video
-from savimae.data.video import open_video
+from savimae.data.video import FrameFolder, VideoFile, open_video
 from savimae.saliency.arrays import array_frames, array_path, write_array
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import frame_maps, patch_chunks
@@ -35,6 +36,8 @@ class ArrayMaker:
     dtype: str = "uint8"
     from_maps: bool = False
     verb = "preprocess"
+    outputs = "arrays"
+    uses_kernels = True
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -59,16 +62,8 @@ class ArrayMaker:
         return Done(n_frames, None if is_scored else n_salient / (n_frames * n * n))
 
 
-@dataclasses.dataclass(frozen=True)
-class MapMaker:
-    """Frames -> `OUT/Class/video/img_00001.png`, ...: the saliency maps."""
-
-    saliency: SaliencyConfig
-    verb = "saliency"
-
-    def settings(self) -> dict[str, Any]:
-        kind = {"saliency": CHANGE} if self.saliency.kind == CHANGE else {}
-        return {"output": "maps", "input_size": self.saliency.input_size, **kind}
+class _FolderMaker:
+    """Frames -> `OUT/Class/video/`, a folder with one file for each frame."""
 
     def target(self, out: str, video: Video) -> str:
         return os.path.join(out, video.name)
@@ -76,19 +71,66 @@ class MapMaker:
     def is_done(self, target: str) -> bool:
         return os.path.isdir(target)  # made under another name and renamed when complete
 
-    def make(self, video: Video, target: str) -> Done:
-        frames = open_video(video.path)
+    def _fill(
+        self,
+        target: str,
+        frames: VideoFile | FrameFolder,
+        contents: Iterable[bytes],
+        extension: str,
+    ) -> Done:
+        """Write what each frame becomes, in order; the files are called as the frames are."""
         n_frames = 0
         with atomic_folder(target) as folder:
-            for index, saliency_map in enumerate(frame_maps(frames, self.saliency)):
-                path = os.path.join(folder, frames.frame_name(index) + ".png")
-                imageio.imwrite(path, saliency_map, extension=".png")
+            for index, content in enumerate(contents):
+                with open(os.path.join(folder, frames.frame_name(index) + extension), "wb") as file:
+                    file.write(content)
                 n_frames = index + 1
                 _count(1, n_frames, frames.expected_frames)
         return Done(n_frames, None)
 
 
-Maker = ArrayMaker | MapMaker
+@dataclasses.dataclass(frozen=True)
+class MapMaker(_FolderMaker):
+    """Frames -> `OUT/Class/video/img_00001.png`, ...: the saliency maps."""
+
+    saliency: SaliencyConfig
+    verb = "saliency"
+    outputs = "folders of maps"
+    uses_kernels = True
+
+    def settings(self) -> dict[str, Any]:
+        kind = {"saliency": CHANGE} if self.saliency.kind == CHANGE else {}
+        return {"output": "maps", "input_size": self.saliency.input_size, **kind}
+
+    def make(self, video: Video, target: str) -> Done:
+        frames = open_video(video.path)
+        maps = frame_maps(frames, self.saliency)
+        contents = (imageio.imwrite("<bytes>", each, extension=".png") for each in maps)
+        return self._fill(target, frames, contents, ".png")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameMaker(_FolderMaker):
+    """Frames -> `OUT/Class/video/img_00001.jpg`, ...: the frames themselves."""
+
+    short_side: int | None = None  # in pixels; None: as they are
+    quality: int = QUALITY
+    verb = "frames"
+    outputs = "folders of frames"
+    uses_kernels = False
+
+    def settings(self) -> dict[str, Any]:
+        return {"output": "frames", "short_side": self.short_side, "quality": self.quality}
+
+    def make(self, video: Video, target: str) -> Done:
+        frames = open_video(video.path)
+        contents = (
+            encode_jpeg(frame, self.quality, self.short_side) for frame in frames.rgb_frames()
+        )
+        return self._fill(target, frames, contents, ".jpg")
+
+
+Maker = ArrayMaker | MapMaker | FrameMaker
 
 
 def _counted(chunks: Iterator[np.ndarray], frames: Any) -> Iterator[np.ndarray]:

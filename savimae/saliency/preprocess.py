@@ -1,6 +1,6 @@
 """Going through a data set: what is to be done, on how many processes, what failed.
 
-It makes arrays from frames, maps from frames, or arrays from maps; see `makers`.
+It makes arrays, maps or JPEG files from frames, or arrays from maps; see `makers`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from savimae.data.lists import Video, VideoList, distinct_videos, find_videos, w
 from savimae.data.shards import Shard, shard_videos
 from savimae.kernels.patches import compile_kernels
 from savimae.saliency.failures import FailureLog
-from savimae.saliency.makers import ArrayMaker, Done, Maker
+from savimae.saliency.makers import ArrayMaker, Done, FrameMaker, Maker
 from savimae.saliency.survey import Survey, survey
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import refuse_file, remove_leftovers
@@ -79,6 +79,11 @@ class Report:
         self.frames += done.frames
         self.salient_patches += (done.salient_share or 0.0) * done.frames
 
+    @property
+    def salient_share(self) -> float:
+        """Of the patches of all frames; 0 where no patches were made, or of change."""
+        return self.salient_patches / self.frames if self.frames else 0.0
+
     def summary(self) -> str:
         """One line: videos, frames, time, rate, salient share, failures."""
         parts = [
@@ -88,7 +93,7 @@ class Report:
             f"{self.frames / max(self.seconds, 1e-9):.0f} frames/s",
         ]
         if self.salient_patches:
-            parts.append(f"{self.salient_patches / self.frames:.1%} of patches salient")
+            parts.append(f"{self.salient_share:.1%} of patches salient")
         if self.skipped:
             parts.append(f"{self.skipped} were there already")
         parts.append(f"{len(self.failures)} failed")
@@ -132,7 +137,7 @@ def _process(
     pending = [_Work(maker, video, maker.target(out, video)) for video in wanted]
     report.skipped = len(mine) - len(pending)
     remove_leftovers(work.target for work in pending)
-    if pending:
+    if pending and maker.uses_kernels:
         compile_kernels()  # once, before the workers would each do it
     # The most expensive first: no worker is left alone with a long video at the end.
     pending.sort(key=lambda work: -work.video.cost)
@@ -163,8 +168,17 @@ def _process(
         )
     if options.list_path:
         succeeded = [video for video in mine if video.name not in failed]
-        write_list(options.list_path, succeeded, found.root, found.classes)
+        _write_list(options.list_path, succeeded, found, out, maker)
     return report
+
+
+def _write_list(path: str, videos: list[Video], found: VideoList, out: str, maker: Maker) -> None:
+    """The training list of these videos; of their frames, by the same names, if those were made."""
+    root = found.root
+    if isinstance(maker, FrameMaker):
+        videos = [dataclasses.replace(each, path=maker.target(out, each)) for each in videos]
+        root = out
+    write_list(path, videos, root, found.classes)
 
 
 def check_start(source: str, out: str, maker: Maker, root: str | None = None) -> None:
@@ -185,7 +199,10 @@ def _find_work(
     found = find_videos(source, root, weigh)
     if isinstance(maker, ArrayMaker) and maker.from_maps:
         _refuse_video_files(found)
-    return found, distinct_videos(found.videos)
+    distinct = distinct_videos(found.videos)
+    if not isinstance(maker, ArrayMaker):
+        _refuse_nested(distinct)
+    return found, distinct
 
 
 def _results(
@@ -240,6 +257,20 @@ def _refuse_video_files(found: VideoList) -> None:
             )
 
 
+def _refuse_nested(videos: list[Video]) -> None:
+    """Raises UsageError if the folder that one video becomes would hold that of another."""
+    by_name = {video.name: video for video in videos}
+    for video in videos:
+        above = os.path.dirname(video.name)
+        while above:
+            if above in by_name:
+                raise UsageError(
+                    f"{shown(by_name[above].path)}: its frames would lie in {shown(above)}, which "
+                    f"would also hold the folder of {shown(video.path)}; rename or move one"
+                )
+            above = os.path.dirname(above)
+
+
 def check(
     source: str, out: str, maker: Maker, options: WalkOptions, allow_missing: int = 0
 ) -> tuple[Survey, list[tuple[str, str]]]:
@@ -255,12 +286,11 @@ def check(
         UsageError: no videos, or `out` was made with other settings.
         SavimaeError: a list that cannot be read.
     """
-    found = find_videos(source, options.root)
+    found, distinct = _find_work(source, options.root, maker)
     check_config(out, maker.settings())
-    videos = distinct_videos(found.videos)[: options.limit]
-    looked = survey(shard_videos(videos, options.shard), out, maker)
+    looked = survey(shard_videos(distinct[: options.limit], options.shard), out, maker)
     unreadable = found.unreadable if options.shard.index == 0 else []
     if options.list_path and len(looked.missing) + len(unreadable) <= allow_missing:
         videos = [video for video, _ in looked.done]
-        write_list(options.list_path, videos, found.root, found.classes)
+        _write_list(options.list_path, videos, found, out, maker)
     return looked, unreadable

@@ -23,7 +23,13 @@ from savimae.data.video import VideoError, naming_video
 from savimae.model.config import PUBLISHED, VideoMAEConfig, describe, model_config, step_flops
 from savimae.model.videomae import VideoMAE
 from savimae.saliency.arrays import cut_words, find_cut
-from savimae.saliency.config import CHANGE, SaliencyConfig, choose_saliency
+from savimae.saliency.config import (
+    CHANGE,
+    FRAME_MEAN,
+    SaliencyConfig,
+    choose_saliency,
+    mostly_salient,
+)
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks, refuse_idle_ratios
 from savimae.samples.randomness import (
@@ -597,11 +603,14 @@ class PretrainingRun:
         if self.reader.saliency_root is not None and self.reader.array_cut:
             name = self.videos[0].name
             print(cut_words(self.reader.saliency_root, name, self.reader.array_cut))
-        visible, seconds_a_clip = _try_clips(loop, task, self.setup.precision)
+        visible, salient_share, seconds_a_clip = _try_clips(loop, task, self.setup.precision)
         print(
             f"{config.mask_type} masks, saliency from {source}: about {visible:.0f} of "
             f"{shape.n_tokens} tokens visible"
         )
+        warning = mostly_salient(salient_share, "tokens of the first clips")
+        if warning and self.masks.uses_saliency and self.reader.saliency.kind == FRAME_MEAN:
+            print(warning, flush=True)
         print_steps(loop, seconds_a_clip)
 
 
@@ -664,8 +673,9 @@ def _initial_weights(path: str, shape: VideoMAEConfig) -> dict[str, Tensor]:
     return weights.state
 
 
-def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, float]:
-    """Visible tokens of the first clips on average, and seconds of training a clip, roughly.
+def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, float, float]:
+    """Of the first clips: visible tokens on average, the salient share of tokens, and seconds of
+    training a clip, roughly.
 
     A step is three forward passes: the backward pass takes twice the forward one.
     """
@@ -674,10 +684,11 @@ def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, fl
     task.model.train()
     few = task.collate([task.load(int(index), epoch) for index in batch], epoch)
     visible = float((~few.mask).sum(1).double().mean())
+    salient_share = float(few.salient.double().mean())
     seconds = 0.0
     with torch.no_grad(), autocast(task.device, precision):
         for _ in range(2):  # the first one is slow
             start = time.perf_counter()
             task.loss(few)
             seconds = time.perf_counter() - start
-    return visible, 3 * seconds / len(few.mask)
+    return visible, salient_share, 3 * seconds / len(few.mask)

@@ -10,13 +10,14 @@ import pytest
 
 from savimae.cli import cli
 from savimae.commands.options import RECIPES, finetune_config, train_config
+from savimae.data.random_split import RandomSplit
 from savimae.judging.attention import AttentionDrawings
 from savimae.judging.load import ClipOptions, MaskOptions
 from savimae.judging.neighbors import NEIGHBOURS, QUERIES, NeighborOptions
 from savimae.judging.reconstruct import Drawings
 from savimae.model.config import VideoMAEConfig
 from savimae.saliency.config import SaliencyConfig
-from savimae.saliency.makers import ArrayMaker
+from savimae.saliency.makers import ArrayMaker, FrameMaker
 from savimae.samples.masking import MaskSpec
 from savimae.samples.multi_view import Views
 from savimae.system.errors import UsageError
@@ -29,13 +30,15 @@ from savimae.training.setup import RunConfig
 FILLED = [
     ("train", TrainConfig), ("finetune", FinetuneConfig), ("preprocess", SaliencyConfig),
     ("patches", SaliencyConfig), ("inspect", SaliencyConfig), ("preprocess", ArrayMaker),
-    ("patches", ArrayMaker), ("reconstruct", MaskOptions), ("evaluate", MaskOptions),
+    ("patches", ArrayMaker), ("frames", FrameMaker), ("reconstruct", MaskOptions),
+    ("evaluate", MaskOptions),
     ("reconstruct", ClipOptions), ("evaluate", ClipOptions), ("probe", ClipOptions),
     ("reconstruct", Drawings), ("features", Views), ("probe", Views), ("neighbors", Views),
     ("attention", AttentionDrawings), ("attention", ClipOptions), ("neighbors", NeighborOptions),
 ]  # fmt: skip
 # Options without a default of their own, and what the help says in brackets.
 IN_BRACKETS = {
+    ("index", "seed"): RandomSplit.seed,
     ("train", "model"): DEFAULT_MODEL,
     ("train", "epochs"): RunConfig.default_epochs,
     ("finetune", "epochs"): FinetuneConfig.default_epochs,

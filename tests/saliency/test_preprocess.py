@@ -19,7 +19,7 @@ from savimae.data.lists import Video, find_videos, read_list
 from savimae.data.shards import Shard, shard_videos
 from savimae.data.video import VideoFile, open_video
 from savimae.saliency import preprocess
-from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.config import SaliencyConfig, mostly_salient
 from savimae.saliency.frames import video_patches
 from savimae.saliency.makers import ArrayMaker
 from savimae.system import workers
@@ -73,6 +73,7 @@ def test_mirrors_the_source(source, tmp_path):
     share = sum(array.sum() for array in found.values()) / sum(a.size for a in found.values())
     assert "4 videos, 324 frames" in done.stdout
     assert f"{share:.1%} of patches salient, 0 failed" in done.stdout
+    assert "warning" not in done.stderr
     assert "1 files that are neither videos nor frames" in done.stderr
     listed = read_list(str(tmp_path / "list.txt"))
     assert [(video.name, video.label) for video in listed.videos] == [
@@ -145,6 +146,13 @@ def test_a_foreign_file_in_place_of_an_array_is_redone(source, tmp_path, content
     target.write_bytes(content)
     assert savimae("preprocess", source, out).returncode == 0
     assert np.load(target).shape == (12, 14, 14)
+
+
+def test_a_data_set_that_is_mostly_salient_is_warned_about(source, tmp_path):
+    video = source / "Bowling/v_Bowling_g02_c01"
+    done = savimae("preprocess", video, tmp_path / "out", "--threshold", "0")
+    assert "warning: 100.0% of the patches are salient, so that savi masks differ" in done.stderr
+    assert mostly_salient(0.75, "patches") is None
 
 
 def test_other_parameters_are_refused(source, tmp_path):
@@ -401,7 +409,7 @@ def test_a_worker_that_dies_fails_its_video_only(source, tmp_path, monkeypatch):
 MEMORY = """
 import resource, sys
 from savimae.saliency.arrays import write_array
-from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.config import SaliencyConfig, mostly_salient
 from savimae.kernels.patches import compile_kernels
 from savimae.saliency.frames import patch_chunks
 from savimae.data.video import open_video
@@ -438,6 +446,7 @@ def test_the_two_steps_equal_the_fused_one(source, tmp_path, kind):
     done = savimae("preprocess", source, one, "--saliency", kind)
     assert done.returncode == 0
     # Of change, what is salient is decided for each clip.
+    assert "warning" not in done.stderr
     assert ("of patches salient" in done.stdout) == (kind == "frame-mean")
     recorded = json.loads((one / "config.json").read_text())
     assert recorded.get("saliency") == (None if kind == "frame-mean" else kind)

@@ -173,7 +173,9 @@ def test_arrays_and_multiscale_crops(data, tmp_path, capfd):
     assert same_weights(tmp_path / "one", tmp_path / "two")
     three = dataclasses.replace(two, out=str(tmp_path / "three"), augment="none")
     assert train(three) == 0
-    assert "saliency from arrays of" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "saliency from arrays of" in printed
+    assert "warning" not in printed
 
 
 def test_arrays_of_change_say_that_they_are(data, tmp_path, capfd):
@@ -198,7 +200,9 @@ def test_arrays_of_change_say_that_they_are(data, tmp_path, capfd):
         train(dataclasses.replace(one, saliency="frame-mean", salient_share=None))
     with pytest.raises(UsageError, match="saliency_kind is 'change' there and None here"):
         train(config(data, tmp_path / "three"))
-    assert "saliency from arrays of" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "saliency from arrays of" in printed
+    assert "warning" not in printed
 
 
 def test_equal_counts_are_found_once(data, tmp_path, capfd):
@@ -349,9 +353,10 @@ def test_the_published_command_line(data, tmp_path, monkeypatch):
 
 
 def test_the_plan_is_printed_before_the_first_step(data, tmp_path):
-    done = savimae(*command(data, tmp_path / "run", **ACCUMULATED))
+    done = savimae(*command(data, tmp_path / "run", saliency_threshold=0, **ACCUMULATED))
     assert done.returncode == 0, done.stderr
     for text in (
+        "warning: 100.0% of the tokens of the first clips are salient, so that savi masks differ",
         "11 videos; clips of 4 frames, 2 apart, 32x32",
         "effective batch 4 = 2 clips x 2 accumulated x 1 processes",
         "learning rate up to 0.001, as given; 0 steps of warm-up, then down to 1e-05",
