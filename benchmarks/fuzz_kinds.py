@@ -40,10 +40,10 @@ MACHINE = (*ONE_BY_ONE, "--workers", "0")
 TRAINING = ("--epochs", "1", "--warmup-epochs", "0", "--batch-size", "2", "--log-every", "1")
 TESTING = ("--test-clips", "1", "--test-crops", "0")
 MICRO = VideoMAEConfig(
-    image_size=32, num_frames=4, encoder_dim=12, encoder_depth=1, encoder_heads=3,
+    input_size=32, num_frames=4, encoder_dim=12, encoder_depth=1, encoder_heads=3,
     decoder_dim=12, decoder_depth=1, decoder_heads=3,
 )  # fmt: skip
-HEADS = ("--encoder-heads", "3", "--decoder-heads", "3", "--image-size", "32", "--num-frames", "4")
+HEADS = ("--encoder-heads", "3", "--decoder-heads", "3", "--input-size", "32", "--num-frames", "4")
 
 
 @dataclasses.dataclass

@@ -117,7 +117,7 @@ def main() -> None:
         from savimae.model.config import model_config
         from savimae.training.pretrain import check_arrays
 
-        shape = model_config("tiny", image_size=32)
+        shape = model_config("tiny", input_size=32)
         seconds["training_checks_arrays"], _ = timed(
             lambda: check_arrays(found.videos, arrays, shape)
         )

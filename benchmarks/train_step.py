@@ -73,7 +73,7 @@ def product_rates(dtype: torch.dtype, device: str, repeats: int = 8) -> list[flo
 
 
 def masks_of(
-    kind: str, batch: int, model: VideoMAE, decoder_ratio: float = 0.0
+    kind: str, batch: int, model: VideoMAE, decoder_mask_ratio: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masked and decoded tokens of a batch, bool [B, N], at the published ratios."""
     shape = model.config
@@ -82,8 +82,10 @@ def masks_of(
     salient = np.random.default_rng(0).random((batch, spec.n_tokens)) < shares
     keys = sample_keys(0, 0, np.arange(batch))
     mask = decoded = draw_masks(spec, keys, salient)
-    if decoder_ratio:  # the older commit is not asked for it
-        decoded = draw_decoded(dataclasses.replace(spec, decoder_ratio=decoder_ratio), keys, mask)
+    if decoder_mask_ratio:  # the older commit is not asked for it
+        decoded = draw_decoded(
+            dataclasses.replace(spec, decoder_mask_ratio=decoder_mask_ratio), keys, mask
+        )
     return torch.from_numpy(mask), torch.from_numpy(decoded)
 
 
@@ -120,9 +122,9 @@ def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int
     """One step as a function, and the visible and the decoded tokens of its clips."""
     torch.manual_seed(0)
     device = options.device
-    model = build_model(options.model, image_size=options.input_size).to(device)
+    model = build_model(options.model, input_size=options.input_size).to(device)
     c = model.config
-    size = (options.batch[0], c.num_frames, c.image_size, c.image_size, 3)
+    size = (options.batch[0], c.num_frames, c.input_size, c.input_size, 3)
     clips = torch.randint(0, 256, size, dtype=torch.uint8).to(device)
     masks = masks_of(options.mask, options.batch[0], model, options.decoder_mask_ratio)
     mask, decoded = (each.to(device) for each in masks)
@@ -135,7 +137,7 @@ def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int
         import transformers
 
         theirs = transformers.VideoMAEConfig(
-            image_size=c.image_size, norm_pix_loss=True,
+            image_size=c.input_size, norm_pix_loss=True,
             hidden_size=c.encoder_dim, num_hidden_layers=c.encoder_depth,
             num_attention_heads=c.encoder_heads, intermediate_size=4 * c.encoder_dim,
             decoder_hidden_size=c.decoder_dim, decoder_num_hidden_layers=c.decoder_depth,
@@ -181,7 +183,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             times.append(time.perf_counter() - start)
     rate = statistics.median(before + product_rates(dtype, device))
     median = statistics.median(times)
-    config = model_config(options.model, image_size=options.input_size)
+    config = model_config(options.model, input_size=options.input_size)
     flops = step_flops(config, visible, decoded)
     peak = (
         torch.cuda.max_memory_allocated() / 2**30

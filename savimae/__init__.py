@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from savimae.saliency.config import SaliencyConfig
     from savimae.saliency.frames import video_patches
     from savimae.samples.clips import ClipConfig, ClipReader
+    from savimae.samples.dataset import VideoClips
     from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
     from savimae.samples.randomness import sample_keys
     from savimae.system.allocator import keep_memory
@@ -32,6 +33,7 @@ _HOMES = {
     "SaliencyConfig": "saliency.config",
     "SavimaeError": "system.errors",
     "VideoClassifier": "model.classifier",
+    "VideoClips": "samples.dataset",
     "VideoMAE": "model.videomae",
     "VideoMAEConfig": "model.config",
     "build_model": "model.videomae",
@@ -48,8 +50,9 @@ _HOMES = {
 
 __all__ = [
     "ClipConfig", "ClipReader", "MaskSpec", "SaliencyConfig", "SavimaeError", "VideoClassifier",
-    "VideoMAE", "VideoMAEConfig", "build_model", "draw_decoded", "draw_masks", "keep_memory",
-    "load_classifier", "load_encoder", "load_model", "open_video", "sample_keys", "video_patches",
+    "VideoClips", "VideoMAE", "VideoMAEConfig", "build_model", "draw_decoded", "draw_masks",
+    "keep_memory", "load_classifier", "load_encoder", "load_model", "open_video", "sample_keys",
+    "video_patches",
 ]  # fmt: skip
 
 

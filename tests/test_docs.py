@@ -15,8 +15,10 @@ import click
 import numpy as np
 import pytest
 from media import encode, moving_frames
+from models import SMALL, small_model, write_checkpoint
 
 from savimae.cli import cli
+from savimae.model.classifier import VideoClassifier
 
 HOME = Path(__file__).parent.parent
 PAGES = sorted([HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").glob("*.md")])
@@ -112,6 +114,10 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
     for usual, small in SMALLER.items():
         text = text.replace(usual, small)
     encode(tmp_path / "video.avi", moving_frames(20))
+    for name in ("up/a", "up/b", "down/c"):
+        encode(tmp_path / f"videos/{name}.avi", moving_frames(20))
+    write_checkpoint(tmp_path / "run", small_model())
+    write_checkpoint(tmp_path / "classifier", VideoClassifier(SMALL, 3), n_classes=3)
     monkeypatch.chdir(tmp_path)
     exec(compile(text, str(block), "exec"), {"__name__": "__main__"})
 

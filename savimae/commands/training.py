@@ -33,7 +33,7 @@ from savimae.system.errors import shown
     help="videomae: as published; huggingface: a folder for VideoMAEForPreTraining or, of a "
     "classifier, VideoMAEForVideoClassification.",
 )  # fmt: skip
-@click.option("--image-size", type=click.IntRange(1), help="Not in published files.  [224]")
+@click.option("--input-size", type=click.IntRange(1), help="Not in published files.  [224]")
 @click.option("--num-frames", type=click.IntRange(1), help="Not in published files.  [16]")
 @click.option("--encoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
 @click.option("--decoder-heads", type=click.IntRange(1), help="Of widths that no size has.")

@@ -132,5 +132,5 @@ def _centered(target: torch.Tensor, is_normalized: bool) -> torch.Tensor:
 def mask_words(spec: MaskSpec) -> str:
     """A mask's type and ratios in a few words."""
     if spec.uses_saliency:
-        return f"{spec.kind} {spec.salient_ratio:g}/{spec.nonsalient_ratio:g}"
-    return f"{spec.kind} {spec.ratio:g}"
+        return f"{spec.mask_type} {spec.salient_mask_ratio:g}/{spec.nonsalient_mask_ratio:g}"
+    return f"{spec.mask_type} {spec.mask_ratio:g}"

@@ -179,7 +179,7 @@ class Trained:
         """
         shape = self.config
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
-        return ClipConfig(shape.num_frames, rate, shape.image_size)
+        return ClipConfig(shape.num_frames, rate, shape.input_size)
 
     def saliency(self, options: ClipOptions) -> SaliencyConfig:
         """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
@@ -187,7 +187,7 @@ class Trained:
         trained = self.settings.get("saliency_kind", FRAME_MEAN)
         kind = options.saliency or (None if root and kind_of_arrays(root) else trained)
         found = choose_saliency(
-            shape.image_size, shape.patch_size, kind, root,
+            shape.input_size, shape.patch_size, kind, root,
             options.saliency_threshold, options.salient_share,
         )  # fmt: skip
         threshold = self._setting(options.saliency_threshold, "saliency_threshold", found.threshold)
@@ -229,22 +229,25 @@ class Pretrained(Trained):
     def masks(self, options: MaskOptions) -> MaskSpec:
         """Raises ValueError for an unknown type, or a ratio out of range or without effect."""
         shape = self.model.config
-        kind = self._setting(options.mask_type, "mask_type", MaskSpec.kind)
+        kind = self._setting(options.mask_type, "mask_type", MaskSpec.mask_type)
+        given = {
+            "mask_ratio": options.mask_ratio,
+            "salient_mask_ratio": options.salient_mask_ratio,
+            "nonsalient_mask_ratio": options.nonsalient_mask_ratio,
+        }
         refuse_idle_ratios(
             kind, options.mask_ratio, options.salient_mask_ratio, options.nonsalient_mask_ratio
         )
-        ratios = (options.mask_ratio, options.salient_mask_ratio, options.nonsalient_mask_ratio)
-        is_as_trained = options.mask_type is None and not any(r is not None for r in ratios)
+        is_as_trained = options.mask_type is None and set(given.values()) == {None}
         return MaskSpec(
             kind,
             shape.time_steps,
             shape.grid_size,
-            self._setting(options.mask_ratio, "mask_ratio", MaskSpec.ratio),
-            self._setting(options.salient_mask_ratio, "mask_salient_ratio", MaskSpec.salient_ratio),
-            self._setting(
-                options.nonsalient_mask_ratio, "mask_nonsalient_ratio", MaskSpec.nonsalient_ratio
-            ),
-            self.settings.get("visible_tokens") if is_as_trained else None,
+            **{
+                name: self._setting(value, name, getattr(MaskSpec, name))
+                for name, value in given.items()
+            },
+            visible_tokens=self.settings.get("visible_tokens") if is_as_trained else None,
         )
 
     def masked_clips(

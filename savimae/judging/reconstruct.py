@@ -263,4 +263,4 @@ def unpatchify(tokens: Tensor, config: VideoMAEConfig) -> Tensor:
     t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
     # [N, t*P*P*3] -> [T/t, H/P, W/P, t, P, P, 3] -> [T/t, t, H/P, P, W/P, P, 3]
     parts = tokens.reshape(-1, grid, grid, t, p, p, CHANNELS).permute(0, 3, 1, 4, 2, 5, 6)
-    return parts.reshape(config.num_frames, config.image_size, config.image_size, CHANNELS)
+    return parts.reshape(config.num_frames, config.input_size, config.input_size, CHANNELS)

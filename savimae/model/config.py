@@ -21,7 +21,7 @@ PUBLISHED = "pretrain_videomae_"  # published names: PUBLISHED, a size, patch an
 class VideoMAEConfig:
     """Shape of a model; the defaults are base."""
 
-    image_size: int = 224
+    input_size: int = 224
     num_frames: int = 16
     patch_size: int = 16
     tubelet_size: int = 2
@@ -40,7 +40,7 @@ class VideoMAEConfig:
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, not {value}")
         for whole, part in (
-            ("image_size", "patch_size"),
+            ("input_size", "patch_size"),
             ("num_frames", "tubelet_size"),
             ("encoder_dim", "encoder_heads"),
             ("decoder_dim", "decoder_heads"),
@@ -54,7 +54,7 @@ class VideoMAEConfig:
     @property
     def grid_size(self) -> int:
         """Patches a side: H_p = W_p."""
-        return self.image_size // self.patch_size
+        return self.input_size // self.patch_size
 
     @property
     def time_steps(self) -> int:
@@ -85,7 +85,7 @@ def model_config(name: str, **changes: object) -> VideoMAEConfig:
         size, *rest = name.removeprefix(PUBLISHED).split("_")
         if len(rest) != 2 or not rest[0].startswith("patch"):
             raise ValueError(_unknown(name))
-        fields = {"patch_size": _number(rest[0][5:], name), "image_size": _number(rest[1], name)}
+        fields = {"patch_size": _number(rest[0][5:], name), "input_size": _number(rest[1], name)}
     if size not in SIZES:
         raise ValueError(_unknown(name))
     (dim, depth, heads), (decoder_dim, decoder_heads) = SIZES[size]

@@ -45,7 +45,7 @@ def our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
                 raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
         config = VideoMAEConfig(**fields)
         sizes = (
-            config.image_size, config.num_frames, config.encoder_dim, config.decoder_dim,
+            config.input_size, config.num_frames, config.encoder_dim, config.decoder_dim,
             config.token_values, config.n_tokens,
         )  # fmt: skip
         if max(sizes) > MAX_SIZE:
@@ -98,7 +98,7 @@ _KEY_BIAS = ".attention.attention.key.bias"
 
 # Their config -> ours.
 HUGGINGFACE_CONFIG = {
-    "image_size": "image_size",
+    "image_size": "input_size",
     "num_frames": "num_frames",
     "patch_size": "patch_size",
     "tubelet_size": "tubelet_size",

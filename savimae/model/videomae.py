@@ -401,7 +401,7 @@ def time_means(tokens: Tensor, steps: int) -> Tensor:
 
 def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
     """Raises ValueError for clips that are not `[B, T, H, W, 3]` with the model's sizes."""
-    expected = (config.num_frames, config.image_size, config.image_size, CHANNELS)
+    expected = (config.num_frames, config.input_size, config.input_size, CHANNELS)
     if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
         raise ValueError(f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -145,7 +145,7 @@ class _Kernels(NamedTuple):
 
 
 class ClipReader:
-    """Reads clips and their saliency; may be used by several threads at once.
+    """Reads clips and their saliency; several threads may use it at once, and other processes.
 
     Args:
         config: how clips are cut.
@@ -171,6 +171,13 @@ class ClipReader:
         self.saliency_root = saliency_root if config.augment == "none" else None
         self.array_cut = array_cut
         self._of_thread = threading.local()  # kernels keep buffers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_of_thread"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._of_thread = threading.local()
 
     def read(self, video: Video, key: np.uint64, frames_of: ChooseFrames | None = None) -> Clip:
         """The clip of `video` that is drawn with `key`.

@@ -25,44 +25,44 @@ DECODED = ("all", "salient")
 class MaskSpec:
     """What kind of mask, how much of it, for which grid of tokens."""
 
-    kind: str = "savi"
+    mask_type: str = "savi"
     time_steps: int = 8  # num_frames / tubelet_size
     grid_size: int = 14  # H_p = W_p
-    ratio: float = 0.9  # masked share; random and tube
-    salient_ratio: float = 0.85  # masked share of the salient tokens; savi and savi-tube
-    nonsalient_ratio: float = 0.95  # of the others
-    n_visible: int | None = None  # tokens that every clip shows; None: what the ratios give
-    decoder_ratio: float = 0.0  # masked tokens that are not reconstructed (VideoMAE V2: 0.5)
+    mask_ratio: float = 0.9  # masked share; random and tube
+    salient_mask_ratio: float = 0.85  # masked share of the salient tokens; savi and savi-tube
+    nonsalient_mask_ratio: float = 0.95  # of the others
+    visible_tokens: int | None = None  # tokens that every clip shows; None: what the ratios give
+    decoder_mask_ratio: float = 0.0  # masked tokens that are not reconstructed (VideoMAE V2: 0.5)
     decode: str = "all"  # or "salient": of the masked tokens only these are reconstructed
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"mask type {self.kind!r} is not one of {', '.join(KINDS)}")
-        for name in ("ratio", "salient_ratio", "nonsalient_ratio"):
+        if self.mask_type not in KINDS:
+            raise ValueError(f"mask type {self.mask_type!r} is not one of {', '.join(KINDS)}")
+        for name in ("mask_ratio", "salient_mask_ratio", "nonsalient_mask_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not between 0 and 1")
-        if not 0 <= self.decoder_ratio < 1:
-            raise ValueError(f"decoder_mask_ratio {self.decoder_ratio} is not in [0, 1)")
-        if self.n_visible is not None:
-            self._check_visible(self.n_visible)
+        if not 0 <= self.decoder_mask_ratio < 1:
+            raise ValueError(f"decoder_mask_ratio {self.decoder_mask_ratio} is not in [0, 1)")
+        if self.visible_tokens is not None:
+            self._check_visible(self.visible_tokens)
         if self.decode not in DECODED:
             raise ValueError(f"decode {self.decode!r} is not one of {', '.join(DECODED)}")
-        if self.decode != "all" and self.decoder_ratio:
+        if self.decode != "all" and self.decoder_mask_ratio:
             raise ValueError("--decode salient and --decoder-mask-ratio both choose; give one")
         if self.n_tokens < 2:
             raise ValueError("a clip of one token has nothing to see or nothing to reconstruct")
         if self.is_tube and self.n_positions < 2:
-            raise ValueError(f"{self.kind} masks need more than one patch a frame")
+            raise ValueError(f"{self.mask_type} masks need more than one patch a frame")
 
     def _check_visible(self, n: int) -> None:
         if not self.uses_saliency:
-            raise ValueError(_no_equal_count(self.kind))
+            raise ValueError(_no_equal_count(self.mask_type))
         if not 0 < n < self.n_tokens:
             raise ValueError(f"--visible-tokens {n} is not between 1 and {self.n_tokens - 1}")
         if self.is_tube and n % self.time_steps:
             raise ValueError(
                 f"--visible-tokens {n} is not a multiple of the {self.time_steps} time steps, over "
-                f"which {self.kind} masks are the same"
+                f"which {self.mask_type} masks are the same"
             )
 
     def salient_share(self, salient: np.ndarray) -> float:
@@ -73,8 +73,8 @@ class MaskSpec:
 
     def equal_count(self, salient_share: float) -> int:
         """Visible tokens of a clip with this share of salient tokens (savi-tube: positions)."""
-        visible = salient_share * (1 - self.salient_ratio)
-        visible += (1 - salient_share) * (1 - self.nonsalient_ratio)
+        visible = salient_share * (1 - self.salient_mask_ratio)
+        visible += (1 - salient_share) * (1 - self.nonsalient_mask_ratio)
         per_time = self.time_steps if self.is_tube else 1
         n = self.n_tokens // per_time
         return min(max(round(visible * n), 1), n - 1) * per_time
@@ -89,11 +89,11 @@ class MaskSpec:
 
     @property
     def uses_saliency(self) -> bool:
-        return self.kind in SALIENT_KINDS
+        return self.mask_type in SALIENT_KINDS
 
     @property
     def is_tube(self) -> bool:
-        return self.kind in ("tube", "savi-tube")
+        return self.mask_type in ("tube", "savi-tube")
 
 
 def _no_equal_count(kind: str) -> str:
@@ -106,8 +106,8 @@ def _no_equal_count(kind: str) -> str:
 def refuse_idle_ratios(
     kind: str,
     ratio: float | None,
-    salient_ratio: float | None,
-    nonsalient_ratio: float | None,
+    salient_mask_ratio: float | None,
+    nonsalient_mask_ratio: float | None,
     is_equal_count: bool = False,
 ) -> None:
     """Raises ValueError for what was given and has no effect on masks of this kind."""
@@ -120,7 +120,7 @@ def refuse_idle_ratios(
             f"--mask-ratio has no effect on {kind} masks; give --salient-mask-ratio and "
             "--nonsalient-mask-ratio, or --mask-type tube or random"
         )
-    for name, value in (("salient", salient_ratio), ("nonsalient", nonsalient_ratio)):
+    for name, value in (("salient", salient_mask_ratio), ("nonsalient", nonsalient_mask_ratio)):
         if kind not in SALIENT_KINDS and value is not None:
             raise ValueError(
                 f"--{name}-mask-ratio has no effect on {kind} masks; give --mask-ratio, or "
@@ -141,7 +141,7 @@ def draw_masks(spec: MaskSpec, keys: np.ndarray, saliency: np.ndarray | None = N
     any of its tokens is, and mask them at every time step. At least one token of a clip stays
     visible and one is masked.
 
-    With `n_visible` every clip shows so many tokens: salient and other ones in the proportion that
+    With `visible_tokens` every clip shows so many: salient and other ones in the proportion that
     the ratios give, as nearly as whole numbers, and how many there are, allow.
 
     Raises:
@@ -149,19 +149,19 @@ def draw_masks(spec: MaskSpec, keys: np.ndarray, saliency: np.ndarray | None = N
     """
     n_clips = len(keys)
     salient = np.zeros((n_clips, spec.n_tokens), bool)
-    first_ratio = other_ratio = spec.ratio
+    first_ratio = other_ratio = spec.mask_ratio
     if spec.uses_saliency:
         if saliency is None or saliency.shape != salient.shape:
             found = None if saliency is None else saliency.shape
-            raise ValueError(f"{spec.kind} masks need saliency {salient.shape}, not {found}")
+            raise ValueError(f"{spec.mask_type} masks need saliency {salient.shape}, not {found}")
         salient = saliency.astype(bool)
-        first_ratio, other_ratio = spec.salient_ratio, spec.nonsalient_ratio
+        first_ratio, other_ratio = spec.salient_mask_ratio, spec.nonsalient_mask_ratio
     if not spec.is_tube:
-        return _draw(salient, keys, first_ratio, other_ratio, spec.n_visible)
+        return _draw(salient, keys, first_ratio, other_ratio, spec.visible_tokens)
     # [B, N] -> [B, time, positions] -> [B, positions]
     by_time = salient.reshape(n_clips, spec.time_steps, spec.n_positions)
     positions = np.logical_or.reduce(by_time, axis=1)
-    n_visible = None if spec.n_visible is None else spec.n_visible // spec.time_steps
+    n_visible = None if spec.visible_tokens is None else spec.visible_tokens // spec.time_steps
     drawn = _draw(positions, keys, first_ratio, other_ratio, n_visible)
     return np.tile(drawn, (1, spec.time_steps))  # [B, positions] -> [B, N]
 
@@ -171,8 +171,8 @@ def draw_decoded(
 ) -> np.ndarray:
     """The masked tokens that are reconstructed: bool `[B, N]`.
 
-    All of them; or with `decoder_ratio` a share: the running cells of VideoMAE V2 (Wang et al.,
-    2023, arXiv:2303.16727). In each 2 x 2 cell of patches round(4 * (1 - ratio)) positions (at
+    All of them; or with `decoder_mask_ratio` a share: the running cells of VideoMAE V2 (Wang et
+    al., 2023, arXiv:2303.16727). In each 2 x 2 cell of patches round(4 * (1 - ratio)) positions (at
     least one) are kept, and move one step around the cell from each time step to the next. Where
     they start is drawn for each clip, so that every token is reconstructed sooner or later. Or only
     the salient ones (as EVEREST decodes what changes; Hwang et al., 2024). A clip of which nothing
@@ -191,7 +191,7 @@ def draw_decoded(
             raise ValueError("to reconstruct salient tokens needs saliency")
         kept = mask & saliency
         return np.where(kept.any(1, keepdims=True), kept, mask)
-    if spec.decoder_ratio == 0:
+    if spec.decoder_mask_ratio == 0:
         return mask
     starts = hashes(keys, DECODER_START) >> np.uint64(62)  # the highest two bits: 0 to 3
     kept = mask & running_cells(spec, starts.astype(np.int64))
@@ -200,7 +200,7 @@ def draw_decoded(
 
 def running_cells(spec: MaskSpec, starts: np.ndarray) -> np.ndarray:
     """Tokens that `draw_decoded` keeps, whatever the mask: bool `[B, N]`, from starts int `[B]`."""
-    n_kept = max(1, round(4 * (1 - spec.decoder_ratio)))
+    n_kept = max(1, round(4 * (1 - spec.decoder_mask_ratio)))
     around = np.array([[0, 1], [3, 2]])  # clockwise
     index = np.arange(spec.grid_size) % 2
     place = around[index[:, None], index[None, :]].reshape(-1)  # [H_p, W_p] -> [positions]

@@ -418,7 +418,7 @@ class FinetuningRun:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)
         shape = self.shape
         try:
-            self.clips = ClipConfig(shape.num_frames, rate, shape.image_size, hflip=config.hflip)
+            self.clips = ClipConfig(shape.num_frames, rate, shape.input_size, hflip=config.hflip)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -514,7 +514,7 @@ class FinetuningRun:
         print_setup(
             self.setup,
             f"clips of {shape.num_frames} frames, {self.clips.sampling_rate} apart, "
-            f"{shape.image_size}x{shape.image_size}",
+            f"{shape.input_size}x{shape.input_size}",
             f"classifier of {self.n_classes} classes, {start}: {n_parameters:.2f} M parameters",
         )
         for note in self.labelled.notes:

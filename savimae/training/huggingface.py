@@ -144,7 +144,7 @@ def class_names(classes: Sequence[str], k: int) -> list[str]:
 
 def _preprocessor(weights: Weights) -> dict[str, Any]:
     """How a frame becomes the input: pressed whole, or the middle square of one."""
-    side = weights.config.image_size
+    side = weights.config.input_size
     square = {"height": side, "width": side}
     is_cropped = weights.views is not None and weights.views.crops is not None
     return {
@@ -227,7 +227,7 @@ def model_card(name: str, weights: Weights, results: Mapping[str, Any]) -> str:
         crops = weights.views.crops
         views = f"{weights.views.clips} clips, " + (f"{crops} crops" if crops else "whole frames")
     words = {
-        "name": name, "rate": rate, "frames": shape.num_frames, "side": shape.image_size,
+        "name": name, "rate": rate, "frames": shape.num_frames, "side": shape.input_size,
         "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views,
     }  # fmt: skip
     if k is None:
@@ -253,7 +253,7 @@ def _training(weights: Weights) -> str:
     rows = [
         ("encoder", f"{shape.encoder_dim} wide, {shape.encoder_depth} deep, "
                     f"{shape.encoder_heads} heads"),
-        ("input", f"{shape.num_frames} frames of {shape.image_size} x {shape.image_size} pixels"),
+        ("input", f"{shape.num_frames} frames of {shape.input_size} x {shape.input_size} pixels"),
     ]  # fmt: skip
     if weights.classes:
         more = f", … ({len(weights.classes)})" if len(weights.classes) > NAMED_CLASSES else ""

@@ -151,7 +151,7 @@ class TrainConfig(RunConfig):
             SavimaeError: these cannot be read.
         """
         options = {
-            "image_size": self.input_size,
+            "input_size": self.input_size,
             "patch_size": self.patch_size,
             "num_frames": self.num_frames,
             "tubelet_size": self.tubelet_size,
@@ -170,7 +170,7 @@ class TrainConfig(RunConfig):
                     f"{describe(named)}; leave --model out to go on with the former"
                 )
             if self.model.startswith(PUBLISHED):
-                sizes = {"image_size": named.image_size, "patch_size": named.patch_size}
+                sizes = {"input_size": named.input_size, "patch_size": named.patch_size}
                 given = {**sizes, **given}
         given["checkpoint_activations"] = self.checkpoint_activations
         if self._init_shape is None:
@@ -207,15 +207,15 @@ class TrainConfig(RunConfig):
         """Raises ValueError for an unknown type or a ratio out of range."""
         model = self.model_shape()
         given = {
-            "ratio": self.mask_ratio,
-            "salient_ratio": self.salient_mask_ratio,
-            "nonsalient_ratio": self.nonsalient_mask_ratio,
+            "mask_ratio": self.mask_ratio,
+            "salient_mask_ratio": self.salient_mask_ratio,
+            "nonsalient_mask_ratio": self.nonsalient_mask_ratio,
         }
         return MaskSpec(
             self.mask_type, model.time_steps, model.grid_size,
             **{name: value for name, value in given.items() if value is not None},
-            n_visible=self.visible_tokens,
-            decoder_ratio=self.decoder_mask_ratio,
+            visible_tokens=self.visible_tokens,
+            decoder_mask_ratio=self.decoder_mask_ratio,
             decode=self.decode,
         )  # fmt: skip
 
@@ -223,14 +223,14 @@ class TrainConfig(RunConfig):
         """Raises ValueError for an unknown augmentation or a size below 1."""
         model = self.model_shape()
         return ClipConfig(
-            model.num_frames, self.sampling_rate, model.image_size, self.augment, self.hflip
+            model.num_frames, self.sampling_rate, model.input_size, self.augment, self.hflip
         )
 
     def saliency_config(self) -> SaliencyConfig:
         """Raises ValueError for values out of range, of another kind, or not of the arrays."""
         model = self.model_shape()
         return choose_saliency(
-            model.image_size, model.patch_size, self.saliency, self.saliency_root,
+            model.input_size, model.patch_size, self.saliency, self.saliency_root,
             self.saliency_threshold, self.salient_share,
         )  # fmt: skip
 
@@ -471,28 +471,31 @@ class PretrainingRun:
     @property
     def settings(self) -> dict[str, Any]:
         config, masks, reader = self.config, self.masks, self.reader
-        ratios = ["salient_ratio", "nonsalient_ratio"] if masks.uses_saliency else ["ratio"]
+        of_savi = ["salient_mask_ratio", "nonsalient_mask_ratio"]
+        ratios = of_savi if masks.uses_saliency else ["mask_ratio"]
         shape = dataclasses.asdict(self.shape)
         del shape["checkpoint_activations"]
         return {
             "output": "pretraining",
             "videos": names_digest(self.videos),
-            "mask_type": masks.kind,
-            **{f"mask_{name}": getattr(masks, name) for name in ratios},
+            "mask_type": masks.mask_type,
+            **{name: getattr(masks, name) for name in ratios},
             "saliency": "computed" if reader.saliency_root is None else "arrays",
             **_saliency_settings(reader),
             "sampling_rate": config.sampling_rate,
             "augment": config.augment,
             "hflip": config.hflip,
             **shape,
-            "decoder_mask_ratio": masks.decoder_ratio,
+            "decoder_mask_ratio": masks.decoder_mask_ratio,
             # Older versions never reconstructed half of the tokens: their runs are not resumed.
-            **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_ratio else {}),
+            **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_mask_ratio else {}),
             **({"decode": masks.decode} if masks.decode != "all" else {}),
             **({"optimizer": config.optimizer} if config.optimizer != "adamw" else {}),
             **({"repeat": config.repeat} if config.repeat > 1 else {}),
             **({"equal_count": True} if config.equal_count else {}),
-            **({"visible_tokens": masks.n_visible} if masks.n_visible is not None else {}),
+            **(
+                {"visible_tokens": masks.visible_tokens} if masks.visible_tokens is not None else {}
+            ),
             **({"attention": self.ways} if self.ways else {}),
             "init": config.init,
             **common_settings(self.setup),
@@ -520,7 +523,7 @@ class PretrainingRun:
         check_ways(found.get("attention", {}), PARTS)
         self.settled = found
         if "visible_tokens" in found:
-            self.masks = dataclasses.replace(self.masks, n_visible=found["visible_tokens"])
+            self.masks = dataclasses.replace(self.masks, visible_tokens=found["visible_tokens"])
 
     def count_visible(self) -> dict[str, Any]:
         """The setting of an equal count: visible tokens of every clip. Raises as `_first_clips`."""
@@ -593,7 +596,7 @@ class PretrainingRun:
         print_setup(
             self.setup,
             f"clips of {shape.num_frames} frames, {config.sampling_rate} apart, "
-            f"{shape.image_size}x{shape.image_size}",
+            f"{shape.input_size}x{shape.input_size}",
             f"{config.model or describe(shape)}: {n_parameters:.2f} M parameters, "
             f"{shape.n_tokens} tokens a clip",
         )
@@ -652,7 +655,7 @@ def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> i
         recorded = read_json(os.path.join(root, CONFIG))
     except (OSError, ValueError):  # arrays of another tool
         recorded = {}
-    for name, wanted in (("input_size", shape.image_size), ("patch_size", shape.patch_size)):
+    for name, wanted in (("input_size", shape.input_size), ("patch_size", shape.patch_size)):
         if recorded.get(name, wanted) != wanted:
             raise UsageError(
                 f"{shown(root)} was made with {name} {recorded[name]}, the model wants {wanted}; "

@@ -46,6 +46,12 @@ EMBEDDING = ENCODER + "patch_embed.proj.weight"
 ENCODER_BLOCK, DECODER_BLOCK = (
     rf"{part}\.blocks\.(\d{{1,9}})\." for part in ("encoder", "decoder")
 )
+# What checkpoints of version 0.1.0's first runs call fields of their config and settings.
+FORMER_NAMES = {
+    "image_size": "input_size",
+    "mask_salient_ratio": "salient_mask_ratio",
+    "mask_nonsalient_ratio": "nonsalient_mask_ratio",
+}
 NAMED = 3  # parameters of a kind that an error names
 
 
@@ -69,7 +75,7 @@ def read_weights(path: str, **shape: int) -> Weights:
 
     Args:
         shape: fields of VideoMAEConfig that a published file does not hold and that differ from
-            the size's own: image_size, num_frames, encoder_heads, decoder_heads.
+            the size's own: input_size, num_frames, encoder_heads, decoder_heads.
 
     Raises:
         UsageError: a `shape` for a layout that holds its own.
@@ -90,7 +96,7 @@ def read_weights(path: str, **shape: int) -> Weights:
         if isinstance(content.get("config"), dict) and "model" in content:
             layout, state = "savimae", _averaged(content) or content["model"]
             settings = content.get("settings")
-            fields = dict(content["config"])
+            fields = _renamed(content["config"])
             classes, _ = fields.pop("classes", ()), fields.pop("n_classes", None)
             views = fields.pop("views", None)
             fields.pop("decoder_mask_ratio", None)  # stood there up to version 0.1.0's first runs
@@ -114,9 +120,14 @@ def read_weights(path: str, **shape: int) -> Weights:
         )
     check_parameters(path, state, config)
     state = {name: value.float() for name, value in state.items()}
-    settings = settings if isinstance(settings, dict) else {}
+    settings = _renamed(settings) if isinstance(settings, dict) else {}
     classes = [str(name) for name in classes]
     return Weights(layout, config, state, settings, classes, _views(path, views))
+
+
+def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a config or settings under the names that they have now."""
+    return {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
 
 
 def _views(path: str, fields: Any) -> Views | None:
@@ -150,7 +161,7 @@ def load_model(path: str, **changes: Any) -> VideoMAE:
 
     Args:
         changes: fields of VideoMAEConfig to change that leave the parameters alone, such as
-            num_frames, image_size or norm_target.
+            num_frames, input_size or norm_target.
 
     Raises:
         SavimaeError: as `load_weights`.

@@ -82,7 +82,7 @@ def test_the_model_learned_more_than_the_mean_of_each_patch(whole_demo):
     assert log[-1]["loss"] < log[0]["loss"]
     model = load_model(str(out / "run/checkpoints/last.pt")).eval()
     reader = ClipReader(ClipConfig(8, 4, 96), SaliencyConfig(96, 16), 2, str(out / "saliency"))
-    spec = MaskSpec("savi", 4, 6, salient_ratio=0.5, nonsalient_ratio=0.75)
+    spec = MaskSpec("savi", 4, 6, salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75)
     videos = read_list(str(out / "direction.txt")).videos
     keys = sample_keys(0, 1000, np.arange(len(videos)))  # an epoch that it has not seen
     errors = of_means = 0.0

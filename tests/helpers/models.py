@@ -16,7 +16,7 @@ from savimae.samples.randomness import sample_keys
 
 MACHINE = Machine(torch.device("cpu"), "fp32", 2, 1)
 SMALL = VideoMAEConfig(
-    image_size=64, num_frames=8, patch_size=16, tubelet_size=2,
+    input_size=64, num_frames=8, patch_size=16, tubelet_size=2,
     encoder_dim=48, encoder_depth=2, encoder_heads=4,
     decoder_dim=32, decoder_depth=2, decoder_heads=2,
 )  # fmt: skip
@@ -27,6 +27,12 @@ def classifier_at(path) -> VideoClassifier:
     return load_trained_classifier(str(path), MACHINE.device).model
 
 
+def write_checkpoint(path, model, **fields) -> None:
+    """Write a model as `savimae train` and `finetune` do; `fields` are more of its config."""
+    config = {**dataclasses.asdict(model.config), **fields}
+    torch.save({"model": model.state_dict(), "config": config}, path)
+
+
 def small_model(**changes) -> VideoMAE:
     torch.manual_seed(0)
     return VideoMAE(dataclasses.replace(SMALL, **changes))
@@ -34,7 +40,7 @@ def small_model(**changes) -> VideoMAE:
 
 def clips_for(config: VideoMAEConfig, n: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    shape = (n, config.num_frames, config.image_size, config.image_size, 3)
+    shape = (n, config.num_frames, config.input_size, config.input_size, 3)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 
@@ -48,6 +54,6 @@ def masks_for(config: VideoMAEConfig, n: int, kind: str = "savi") -> torch.Tenso
 
 def decoded_for(config: VideoMAEConfig, mask: torch.Tensor, ratio: float) -> torch.Tensor:
     """The masked tokens that are reconstructed, with `ratio` of them left out."""
-    spec = MaskSpec("savi", config.time_steps, config.grid_size, decoder_ratio=ratio)
+    spec = MaskSpec("savi", config.time_steps, config.grid_size, decoder_mask_ratio=ratio)
     keys = sample_keys(0, 0, np.arange(len(mask)))
     return torch.from_numpy(draw_decoded(spec, keys, mask.numpy()))

@@ -63,7 +63,9 @@ def by_hand(run, data, spec, rounds, **changes):
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_the_loss_is_that_of_training_over_all_masked_tokens(run, data, rounds):
-    spec = MaskSpec("savi", 2, 2, salient_ratio=0.5, nonsalient_ratio=0.75)  # as it was trained
+    spec = MaskSpec(
+        "savi", 2, 2, salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75
+    )  # as it was trained
     (ours,) = evaluate([str(run)], str(data), MACHINE, MaskOptions(), ClipOptions(seed=5), rounds)
     total, n, of_salient, n_salient, visible = by_hand(run, data, spec, rounds)
     assert ours.clips == 11 * rounds
@@ -83,7 +85,9 @@ def test_clips_are_masked_as_the_model_was_trained(data, tmp_path):
     assert train(config(data, run, epochs=1, **changes)) == 0
     (ours,) = evaluate([str(run)], str(data), MACHINE, MaskOptions(), ClipOptions(seed=5))
     assert ours.visible_tokens == 3
-    spec = MaskSpec("savi", 2, 2, salient_ratio=0.5, nonsalient_ratio=0.75, n_visible=3)
+    spec = MaskSpec(
+        "savi", 2, 2, salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75, visible_tokens=3
+    )
     total, n, of_salient, n_salient, _ = by_hand(run, data, spec, 1, **changes)
     assert ours.loss == pytest.approx(total / n, rel=1e-5)
     assert ours.loss_salient == pytest.approx(of_salient / n_salient, rel=1e-5)
@@ -138,7 +142,7 @@ def test_what_was_not_there_is_no_number():
 
 
 def test_what_does_not_fit_is_one_line(run, data, tmp_path):
-    with pytest.raises(UsageError, match=r"run: salient_ratio 3 is not between 0 and 1"):
+    with pytest.raises(UsageError, match=r"run: salient_mask_ratio 3 is not between 0 and 1"):
         evaluate([str(run)], str(data), MACHINE, MaskOptions(salient_mask_ratio=3), ClipOptions())
     with pytest.raises(UsageError, match=r"run: sampling_rate must be at least 1"):
         evaluate([str(run)], str(data), MACHINE, MaskOptions(), ClipOptions(sampling_rate=0))

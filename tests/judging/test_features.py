@@ -29,7 +29,7 @@ from savimae.training.weights import load_model
 
 def reader_of(model, **views):
     shape = model.config
-    return ViewReader(ClipConfig(shape.num_frames, 2, shape.image_size), Views(**views))
+    return ViewReader(ClipConfig(shape.num_frames, 2, shape.input_size), Views(**views))
 
 
 def test_features_are_means_of_tokens_over_views(checkpoint, data, tmp_path):

@@ -22,7 +22,7 @@ from savimae.system.errors import SavimaeError
 
 CLASSES = ["run", "walk, slowly", "jump"]
 VIEWS = Views(clips=2, crops=None)
-READER = ViewReader(ClipConfig(SMALL.num_frames, 1, SMALL.image_size), VIEWS)
+READER = ViewReader(ClipConfig(SMALL.num_frames, 1, SMALL.input_size), VIEWS)
 
 
 @pytest.fixture(scope="module")

@@ -66,8 +66,8 @@ def test_visible_statistics_come_from_nearby():
     """A clip whose left half is dark and whose right half is bright."""
     model = small_model().eval()
     shape = model.config
-    clip = np.zeros((shape.num_frames, shape.image_size, shape.image_size, 3), np.uint8)
-    clip[:, :, shape.image_size // 2 :] = 200
+    clip = np.zeros((shape.num_frames, shape.input_size, shape.input_size, 3), np.uint8)
+    clip[:, :, shape.input_size // 2 :] = 200
     mask = np.ones((shape.time_steps, shape.grid_size, shape.grid_size), bool)
     mask[:, :, 0] = mask[:, :, -1] = False  # the outer columns are visible
     result = reconstruct(model, clip, mask.reshape(-1), "visible")

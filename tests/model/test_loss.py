@@ -13,7 +13,7 @@ from savimae.model.config import VideoMAEConfig
 from savimae.model.loss import targets, token_losses
 
 ONE_PIXEL_PATCHES = VideoMAEConfig(
-    image_size=8, num_frames=2, patch_size=2, tubelet_size=1,
+    input_size=8, num_frames=2, patch_size=2, tubelet_size=1,
     encoder_dim=16, encoder_depth=1, encoder_heads=2, decoder_dim=8, decoder_depth=1,
     decoder_heads=2,
 )  # fmt: skip

@@ -26,7 +26,7 @@ def test_parity_with_the_published_model(golden, way):
     numbers = np.load(golden / "videomae_tiny.npz")
     shape = json.loads(str(numbers["config"]))
     config = VideoMAEConfig(
-        shape["image_size"], shape["num_frames"], shape["patch_size"], shape["tubelet_size"],
+        shape["input_size"], shape["num_frames"], shape["patch_size"], shape["tubelet_size"],
         *shape["encoder"], *shape["decoder"],
     )  # fmt: skip
     model = VideoMAE(config)
@@ -154,12 +154,12 @@ def test_float_clips_equal_uint8_clips():
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["savi", "tube"])
-@pytest.mark.parametrize("decoder_ratio", [0.0, 0.5])
-def test_a_clip_is_predicted_alike_alone_and_in_any_batch(kind, decoder_ratio, way):
+@pytest.mark.parametrize("decoder_mask_ratio", [0.0, 0.5])
+def test_a_clip_is_predicted_alike_alone_and_in_any_batch(kind, decoder_mask_ratio, way):
     model = small_model()
     model.encoder.attention = model.decoder.attention = way
     clips, mask = clips_for(SMALL, 5), masks_for(SMALL, 5, kind)
-    decoded = decoded_for(SMALL, mask, decoder_ratio)
+    decoded = decoded_for(SMALL, mask, decoder_mask_ratio)
     lengths = (~mask).sum(1).tolist()
     assert (len(set(lengths)) > 2) == (kind == "savi")
     together = model(clips, mask, decoded)
@@ -277,10 +277,10 @@ def test_bf16_autocast_is_close():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_frames": 2, "image_size": 32},
+        {"num_frames": 2, "input_size": 32},
         {"num_frames": 12, "tubelet_size": 4},
         {"num_frames": 5, "tubelet_size": 1, "patch_size": 8},
-        {"image_size": 48, "patch_size": 24},
+        {"input_size": 48, "patch_size": 24},
     ],
 )
 def test_any_frames_size_and_tubelet(changes):
@@ -325,7 +325,7 @@ def test_features_of_an_inner_layer():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image_size": 65}, "image_size 65 is not a multiple of patch_size 16"),
+        ({"input_size": 65}, "input_size 65 is not a multiple of patch_size 16"),
         ({"num_frames": 7}, "num_frames 7 is not a multiple of tubelet_size 2"),
         ({"encoder_dim": 50}, "encoder_dim 50 is not a multiple of encoder_heads 4"),
         ({"encoder_depth": 0}, "encoder_depth must be at least 1"),
@@ -389,7 +389,7 @@ def test_filler_rounds_rows_to_few_sizes():
 
 def test_batches_of_savi_masks_have_few_sizes():
     """Each size is a set of memory blocks that the allocator keeps."""
-    config = model_config("tiny", image_size=112)
+    config = model_config("tiny", input_size=112)
     spec = MaskSpec("savi", config.time_steps, config.grid_size)
     rng, plain, rounded = np.random.default_rng(0), set(), set()
     for epoch in range(40):
@@ -409,7 +409,7 @@ def test_batches_of_savi_masks_have_few_sizes():
 
 def test_linear_layers_see_few_sizes():
     """oneDNN keeps what it compiles for each size of a product, between blocks that are free."""
-    model = small_model(image_size=112, patch_size=8)  # 784 tokens a clip
+    model = small_model(input_size=112, patch_size=8)  # 784 tokens a clip
     sizes, n_visible = set(), set()
     for name, layer in model.named_modules():
         if isinstance(layer, torch.nn.Linear):
@@ -429,11 +429,11 @@ def test_linear_layers_see_few_sizes():
 
 
 @pytest.mark.parametrize(
-    ("kind", "decoder_ratio", "n"), [("savi", 0.5, 5), ("savi", 0.0, 1), ("tube", 0.0, 3)]
+    ("kind", "decoder_mask_ratio", "n"), [("savi", 0.5, 5), ("savi", 0.0, 1), ("tube", 0.0, 3)]
 )
-def test_filler_changes_neither_losses_nor_gradients(monkeypatch, kind, decoder_ratio, n):
+def test_filler_changes_neither_losses_nor_gradients(monkeypatch, kind, decoder_mask_ratio, n):
     clips, mask = clips_for(SMALL, n), masks_for(SMALL, n, kind)
-    decoded = decoded_for(SMALL, mask, decoder_ratio)
+    decoded = decoded_for(SMALL, mask, decoder_mask_ratio)
     found = []
     for fill in (filled, lambda places, *_: places):
         monkeypatch.setattr("savimae.model.videomae.filled", fill)

@@ -35,7 +35,7 @@ def test_random_and_tube_counts():
     tube = draw_masks(MaskSpec("tube"), keys(50)).reshape(50, 8, 196)
     assert (tube == tube[:, :1]).all()
     assert (tube[:, 0].sum(1) == 176).all()  # floor(0.9 * 196): 160 tokens visible
-    assert (draw_masks(MaskSpec("tube", ratio=0.75), keys(3)).sum(1) == 8 * 147).all()
+    assert (draw_masks(MaskSpec("tube", mask_ratio=0.75), keys(3)).sum(1) == 8 * 147).all()
 
 
 def test_savi_counts_of_both_groups():
@@ -121,7 +121,7 @@ def test_draws_are_uniform_inside_a_group(kind):
 
 def test_draws_of_two_tokens_are_independent_but_for_the_fixed_count():
     # Without replacement: P(both visible) = k (k - 1) / (n (n - 1)).
-    spec = MaskSpec("random", 1, 5, ratio=0.8)
+    spec = MaskSpec("random", 1, 5, mask_ratio=0.8)
     visible = ~draw_masks(spec, keys(20000))
     both = (visible[:, :, None] & visible[:, None, :]).mean(0)
     pairs = both[np.triu_indices(25, 1)]
@@ -181,10 +181,10 @@ def test_ratios_between_salient_and_others():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "block"}, "'block' is not one of savi, savi-tube, tube, random"),
-        ({"salient_ratio": 1.2}, "salient_ratio 1.2 is not between 0 and 1"),
+        ({"mask_type": "block"}, "'block' is not one of savi, savi-tube, tube, random"),
+        ({"salient_mask_ratio": 1.2}, "salient_mask_ratio 1.2 is not between 0 and 1"),
         ({"time_steps": 1, "grid_size": 1}, "a clip of one token"),
-        ({"kind": "tube", "grid_size": 1}, "more than one patch"),
+        ({"mask_type": "tube", "grid_size": 1}, "more than one patch"),
     ],
 )
 def test_bad_specs(changes, message):
@@ -217,7 +217,7 @@ def test_token_saliency_is_the_maximum_over_the_tubelet():
 
 
 def test_running_cells():
-    spec = MaskSpec("random", 4, 4, decoder_ratio=0.5)
+    spec = MaskSpec("random", 4, 4, decoder_mask_ratio=0.5)
     keeps = running_cells(spec, np.array([0])).reshape(4, 4, 4)
     # [time, cell row, cell column, 2, 2]
     cells = keeps.reshape(4, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4)
@@ -227,13 +227,13 @@ def test_running_cells():
     assert cells[1, 0, 0].tolist() == [[True, False], [True, False]]  # it runs
     one_later = running_cells(spec, np.array([1])).reshape(4, 4, 4)
     assert (one_later[:3] == keeps[1:]).all()  # a start is a place in the same cycle
-    least = MaskSpec("random", 2, 2, decoder_ratio=0.99)
+    least = MaskSpec("random", 2, 2, decoder_mask_ratio=0.99)
     assert running_cells(least, np.array([0])).sum() == 2  # at least one of every cell
 
 
 def test_every_token_is_decoded_as_often():
     """With the same start for every clip half of them never were, whatever the epoch."""
-    spec = MaskSpec("random", ratio=0.9, decoder_ratio=0.5)
+    spec = MaskSpec("random", mask_ratio=0.9, decoder_mask_ratio=0.5)
     counts = np.zeros(spec.n_tokens)
     for epoch in range(8):
         mask = draw_masks(spec, keys(50, epoch))
@@ -247,7 +247,7 @@ def test_every_token_is_decoded_as_often():
 
 
 def test_decoded_tokens_depend_on_the_key_alone():
-    spec = MaskSpec("savi", decoder_ratio=0.5)
+    spec = MaskSpec("savi", decoder_mask_ratio=0.5)
     mask = draw_masks(spec, keys(40), saliency(40, spec))
     all_of_them = draw_decoded(spec, keys(40), mask)
     assert (draw_decoded(spec, keys(40)[7:9], mask[7:9]) == all_of_them[7:9]).all()
@@ -257,12 +257,12 @@ def test_decoded_tokens_depend_on_the_key_alone():
 def test_without_a_decoder_mask_and_where_nothing_would_be_left_all_are_decoded():
     mask = draw_masks(MaskSpec("savi"), keys(3), saliency(3, MaskSpec("savi")))
     assert draw_decoded(MaskSpec("savi"), keys(3), mask) is mask
-    spec = MaskSpec("random", 1, 2, decoder_ratio=0.75)  # four tokens, one is kept
+    spec = MaskSpec("random", 1, 2, decoder_mask_ratio=0.75)  # four tokens, one is kept
     mask = np.zeros((50, 4), bool)
     mask[:, 0] = True  # what is masked is kept in a quarter of the clips, else decoded all the same
     assert (draw_decoded(spec, keys(50), mask) == mask).all()
     with pytest.raises(ValueError, match=r"decoder_mask_ratio 1.0 is not in \[0, 1\)"):
-        MaskSpec(decoder_ratio=1.0)
+        MaskSpec(decoder_mask_ratio=1.0)
 
 
 # ------------------------------------------------------------------------------------- scores
@@ -323,7 +323,7 @@ def test_only_salient_tokens_are_decoded():
 
 def test_two_ways_to_choose_what_is_decoded_are_refused():
     with pytest.raises(ValueError, match="--decode salient and --decoder-mask-ratio both"):
-        MaskSpec("savi", decoder_ratio=0.5, decode="salient")
+        MaskSpec("savi", decoder_mask_ratio=0.5, decode="salient")
     with pytest.raises(ValueError, match="decode 'some' is not one of all, salient"):
         MaskSpec("savi", decode="some")
 
@@ -334,7 +334,7 @@ def test_two_ways_to_choose_what_is_decoded_are_refused():
 @pytest.mark.parametrize("kind", ["savi", "savi-tube"])
 @pytest.mark.parametrize("n_visible", [8, 96, 160, 1560])
 def test_every_clip_shows_as_many(kind, n_visible):
-    spec = MaskSpec(kind, n_visible=n_visible)
+    spec = MaskSpec(kind, visible_tokens=n_visible)
     shares = np.linspace(0, 1, 30)[:, None]
     salient = np.random.default_rng(0).random((30, spec.n_tokens)) < shares
     salient[5], salient[6] = True, False
@@ -346,7 +346,7 @@ def test_every_clip_shows_as_many(kind, n_visible):
 
 
 def test_equal_counts_keep_the_proportion_of_the_ratios():
-    spec = MaskSpec("savi", 4, 10, n_visible=40)  # 400 tokens, 0.85 and 0.95
+    spec = MaskSpec("savi", 4, 10, visible_tokens=40)  # 400 tokens, 0.85 and 0.95
     for n_salient, shown in ((100, 20), (200, 30), (0, 0), (400, 40), (1, 0), (4, 1)):
         # 100: 15 of the salient and 15 of the others; 200: 30 and 10; 4: 0.6 and 19.8.
         salient = np.zeros((1, 400), bool)
@@ -355,7 +355,7 @@ def test_equal_counts_keep_the_proportion_of_the_ratios():
         assert visible.sum() == 40
         assert (visible & salient).sum() == shown, n_salient
     # All salient tokens are shown where the ratio shows everything of them, and no more than that.
-    spec = MaskSpec("savi", 4, 10, salient_ratio=0, nonsalient_ratio=1, n_visible=40)
+    spec = MaskSpec("savi", 4, 10, salient_mask_ratio=0, nonsalient_mask_ratio=1, visible_tokens=40)
     salient = np.zeros((2, 400), bool)
     salient[0, :10], salient[1, :200] = True, True
     visible = ~draw_masks(spec, keys(2), salient)
@@ -365,8 +365,8 @@ def test_equal_counts_keep_the_proportion_of_the_ratios():
 def test_the_equal_count_is_what_the_ratios_give():
     assert MaskSpec("savi").equal_count(0.25) == round(1568 * (0.25 * 0.15 + 0.75 * 0.05)) == 118
     assert MaskSpec("savi-tube").equal_count(0.25) == 8 * round(196 * 0.075) == 120
-    assert MaskSpec("savi", salient_ratio=1, nonsalient_ratio=1).equal_count(0.5) == 1
-    assert MaskSpec("savi", salient_ratio=0, nonsalient_ratio=0).equal_count(0.5) == 1567
+    assert MaskSpec("savi", salient_mask_ratio=1, nonsalient_mask_ratio=1).equal_count(0.5) == 1
+    assert MaskSpec("savi", salient_mask_ratio=0, nonsalient_mask_ratio=0).equal_count(0.5) == 1567
     salient = np.zeros(1568, bool)
     salient[:98] = True  # half of the first time step
     assert MaskSpec("savi").salient_share(salient) == 98 / 1568
@@ -374,7 +374,7 @@ def test_the_equal_count_is_what_the_ratios_give():
 
 
 def test_equal_counts_draw_uniformly_inside_a_group():
-    spec = MaskSpec("savi", 2, 5, n_visible=12)
+    spec = MaskSpec("savi", 2, 5, visible_tokens=12)
     salient = np.zeros((4000, 50), bool)
     salient[:, ::5] = True
     visible = (~draw_masks(spec, keys(4000), salient)).mean(0)
@@ -386,12 +386,18 @@ def test_equal_counts_draw_uniformly_inside_a_group():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "tube"}, "no effect on tube masks, of which every clip shows the same number"),
-        ({"n_visible": 0}, "--visible-tokens 0 is not between 1 and 1567"),
-        ({"n_visible": 1568}, "--visible-tokens 1568 is not between 1 and 1567"),
-        ({"kind": "savi-tube", "n_visible": 100}, "100 is not a multiple of the 8 time steps"),
+        (
+            {"mask_type": "tube"},
+            "no effect on tube masks, of which every clip shows the same number",
+        ),
+        ({"visible_tokens": 0}, "--visible-tokens 0 is not between 1 and 1567"),
+        ({"visible_tokens": 1568}, "--visible-tokens 1568 is not between 1 and 1567"),
+        (
+            {"mask_type": "savi-tube", "visible_tokens": 100},
+            "100 is not a multiple of the 8 time steps",
+        ),
     ],
 )
 def test_equal_counts_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
-        MaskSpec(**{"n_visible": 80, **changes})
+        MaskSpec(**{"visible_tokens": 80, **changes})

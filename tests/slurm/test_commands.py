@@ -325,7 +325,7 @@ def test_a_chain_goes_on_with_a_run_whose_list_it_makes(slurm, trained, tmp_path
 
 def test_weights_to_start_from_say_how_large_the_arrays_are(slurm, videos, tmp_path):
     weights, out = tmp_path / "weights.pt", tmp_path / "run"
-    shape = model_config("tiny", image_size=96, patch_size=8)
+    shape = model_config("tiny", input_size=96, patch_size=8)
     torch.save(
         {"model": VideoMAE(shape).state_dict(), "config": dataclasses.asdict(shape)}, weights
     )

@@ -111,7 +111,7 @@ def test_arrays_have_a_kind_of_their_own(tmp_path):
         ({"mask_ratio": 0.5}, SALIENCY, "--mask-ratio counts in none of the ways"),
         ({"mask_type": "tube"}, SALIENCY, "--saliency counts in none of the ways"),
         ({}, {"mask_type": [("savi", "savi")]}, "two values that count"),
-        ({"salient_mask_ratio": 2.0}, MASKS, "savi: salient_ratio 2.0 is not between 0 and 1"),
+        ({"salient_mask_ratio": 2.0}, MASKS, "savi: salient_mask_ratio 2.0 is not between 0 and 1"),
         ({}, {"lr": [("lr 1e-3", 1e-3), ("lr 1e 3", 1e3)]}, "cannot be told apart"),
     ],
 )

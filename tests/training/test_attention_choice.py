@@ -109,7 +109,7 @@ def test_the_shapes_are_those_of_a_batch(data, tmp_path, monkeypatch):
     shapes = {}
     monkeypatch.setattr(pretrain, "choose_ways", lambda found, _: shapes.update(found) or {})
     train(config(data, tmp_path / "run", batch_size=4, epochs=1))
-    spec = MaskSpec("savi", 2, 2, salient_ratio=0.5, nonsalient_ratio=0.75)
+    spec = MaskSpec("savi", 2, 2, salient_mask_ratio=0.5, nonsalient_mask_ratio=0.75)
     assert shapes["decoder"].lengths.tolist() == [spec.n_tokens] * 4
     assert (shapes["encoder"].dim, shapes["encoder"].heads) == (192, 3)
     assert (shapes["decoder"].dim, shapes["decoder"].heads) == (96, 3)

@@ -125,7 +125,7 @@ def test_a_summary_counts_what_is_likeliest():
 
 
 def test_layers_and_their_learning_rates():
-    shape = model_config("tiny", image_size=32, num_frames=4)  # 12 blocks
+    shape = model_config("tiny", input_size=32, num_frames=4)  # 12 blocks
     model = VideoClassifier(shape, 5)
     rates = {
         "encoder.patch_embed.proj.weight": 0.75**13,
@@ -165,7 +165,7 @@ def test_drop_path_rates_and_branches():
 
 
 def test_a_dropped_branch_is_as_if_the_block_were_not_there():
-    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=2)
+    shape = model_config("tiny", input_size=32, num_frames=4, encoder_depth=2)
     model = VideoClassifier(shape, 3, head_scale=1.0).eval()
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     branches = torch.ones(2, 2, 2)
@@ -183,7 +183,7 @@ def test_dropped_features_do_not_reach_the_head():
     # 9600 draws of 0.3: a standard deviation of 0.0047.
     assert (drawn == 0).mean() == pytest.approx(0.3, abs=0.02)
     assert (dropout_features(KEYS[0], 0.0, 192) == 1).all()
-    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=1)
+    shape = model_config("tiny", input_size=32, num_frames=4, encoder_depth=1)
     model = VideoClassifier(shape, 3, head_scale=1.0).eval()
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
     features = torch.zeros(2, 192)
@@ -194,7 +194,7 @@ def test_dropped_features_do_not_reach_the_head():
 
 
 def test_the_head_sees_standardised_means_of_time_steps():
-    shape = model_config("tiny", image_size=32, num_frames=6, encoder_depth=1)  # 3 steps of 4
+    shape = model_config("tiny", input_size=32, num_frames=6, encoder_depth=1)  # 3 steps of 4
     torch.manual_seed(0)
     head = HeadConfig("time", standardize=True)
     model = VideoClassifier(shape, 5, head_scale=1.0, head=head)
@@ -366,7 +366,7 @@ def test_it_begins_with_the_pretrained_encoder_and_is_tested(pretrained, data, e
     assert torch.equal(model.head.weight, averaged["module.head.weight"])
     assert not torch.equal(model.head.weight, content["model"]["head.weight"])
     task = finetune_config(pretrained, data, expected)
-    reader = ViewReader(ClipConfig(shape.num_frames, 2, shape.image_size), Views(2, 2))
+    reader = ViewReader(ClipConfig(shape.num_frames, 2, shape.input_size), Views(2, 2))
     confusion = np.zeros((2, 2), int)
     for video in read_list(task.test).videos:
         with torch.no_grad():

@@ -74,7 +74,7 @@ def test_a_step_of_muon_by_hand(shape, n):
 
 def test_all_but_the_matrices_of_blocks_are_adamws():
     torch.manual_seed(0)
-    model = build_model("tiny", encoder_depth=1, decoder_depth=1, image_size=32, num_frames=4)
+    model = build_model("tiny", encoder_depth=1, decoder_depth=1, input_size=32, num_frames=4)
     other = copy.deepcopy(model)
     muon, adamw = make_optimizer(model, 0.05, "muon"), make_optimizer(other, 0.05)
     for optimizer in (muon, adamw):

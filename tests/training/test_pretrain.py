@@ -51,7 +51,7 @@ def test_a_run_leaves_what_it_says(uninterrupted):
     assert [line["step"] for line in log] == list(range(1, STEPS + 1))
     assert log[-1]["epoch"] == 2
     model = load_model(str(uninterrupted / "checkpoints/last.pt"))
-    assert model.config.image_size == 32
+    assert model.config.input_size == 32
 
 
 # ------------------------------------------------------------------------------- checkpoints
@@ -73,7 +73,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
     of_run = config(data, tmp_path / "run", **options)
     shape = of_run.model_shape()
     assert (shape.encoder_dim, shape.decoder_depth) == (192, 1)
-    assert (shape.image_size, shape.num_frames) == (32, 4)
+    assert (shape.input_size, shape.num_frames) == (32, 4)
     assert of_run.clip_config().num_frames == 4
     assert of_run.mask_spec().n_tokens == 8
     assert train(of_run) == 0
@@ -81,11 +81,11 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
     assert "clips of 4 frames, 2 apart, 32x32" in printed
     assert "a tiny model (192 wide, 12 deep): " in printed
     other = config(data, tmp_path / "x", **options | {"input_size": 64, "num_frames": 8})
-    assert (other.model_shape().image_size, other.model_shape().n_tokens) == (64, 64)
+    assert (other.model_shape().input_size, other.model_shape().n_tokens) == (64, 64)
     published = dataclasses.replace(
         other, model="pretrain_videomae_tiny_patch16_48", input_size=None
     )
-    assert published.model_shape().image_size == 48
+    assert published.model_shape().input_size == 48
     for changes, message in (
         ({"model": "small"}, "weights.pt: is a tiny model (192 wide, 12 deep), --model is a small "
                              "model (384 wide, 12 deep); leave --model out"),
@@ -94,7 +94,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
         ({"tubelet_size": 1}, "tubelet_size is 1, that of"),
         ({"patch_size": 8}, "weights.pt is 16; leave --patch-size out to go on with the latter"),
         ({"model": "pretrain_videomae_tiny_patch8_32"}, "patch_size is 8, that of"),
-        ({"input_size": 40}, "image_size 40 is not a multiple of patch_size 16"),
+        ({"input_size": 40}, "input_size 40 is not a multiple of patch_size 16"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=re.escape(message)):
             train(config(data, tmp_path / "x", **options | changes))
@@ -104,7 +104,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
     capfd.readouterr()
     assert train(dataclasses.replace(of_run)) == 0
     assert "steps are done" in capfd.readouterr().out
-    with pytest.raises(UsageError, match=r"image_size is 32 there and 64 here.*give it to --init"):
+    with pytest.raises(UsageError, match=r"input_size is 32 there and 64 here.*give it to --init"):
         train(dataclasses.replace(of_run, input_size=64))
     with pytest.raises(SavimaeError, match=r"weights\.pt: no such file"):
         train(dataclasses.replace(of_run, out=str(tmp_path / "x")))
@@ -113,7 +113,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
 def test_without_weights_the_defaults_are_those_of_base(data, tmp_path):
     shape = TrainConfig(str(data), str(tmp_path)).model_shape()
     assert shape == model_config("base")
-    assert (shape.image_size, shape.num_frames, shape.decoder_depth) == (224, 16, 4)
+    assert (shape.input_size, shape.num_frames, shape.decoder_depth) == (224, 16, 4)
 
 
 # --------------------------------------------------------------------------- what goes wrong
@@ -258,9 +258,9 @@ def test_decoding_what_is_salient(data, tmp_path):
         ({"repeat": 0}, "repeat must be at least 1, not 0"),
         ({"repeat": 3}, "--batch-size 4 is not a multiple of --repeat 3; the batch counts every"),
         ({"model": "giant"}, "unknown model 'giant'; choose one of tiny, small"),
-        ({"input_size": 40}, "image_size 40 is not a multiple of patch_size 16"),
+        ({"input_size": 40}, "input_size 40 is not a multiple of patch_size 16"),
         ({"num_frames": 3}, "num_frames 3 is not a multiple of tubelet_size 2"),
-        ({"salient_mask_ratio": 1.5}, "salient_ratio 1.5 is not between 0 and 1"),
+        ({"salient_mask_ratio": 1.5}, "salient_mask_ratio 1.5 is not between 0 and 1"),
         ({"clip_grad": -1.0}, "clip_grad must be above 0"),
         ({"save_every": "soon"}, "'soon' is not like 10ep, 200steps or 15min"),
         ({"save_every": "0ep"}, "'0ep' is not like 10ep"),

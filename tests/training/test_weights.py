@@ -21,9 +21,9 @@ from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD
 from savimae.system.errors import SavimaeError, UsageError
 from savimae.training.weights import convert, load_model, load_weights
 
-SHAPE = {"image_size": 64, "num_frames": 8, "encoder_heads": 4, "decoder_heads": 2}
+SHAPE = {"input_size": 64, "num_frames": 8, "encoder_heads": 4, "decoder_heads": 2}
 OPTIONS = [
-    "--image-size",
+    "--input-size",
     "64",
     "--num_frames",
     "8",
@@ -70,7 +70,7 @@ def test_positions_are_not_stored(published, tmp_path):
     convert(str(source), str(tmp_path / "ours.pt"), "savimae", **SHAPE)
     names = torch.load(tmp_path / "ours.pt", weights_only=True)["model"]
     assert not [name for name in names if "position" in name]
-    longer = load_model(str(tmp_path / "ours.pt"), num_frames=16, image_size=96)
+    longer = load_model(str(tmp_path / "ours.pt"), num_frames=16, input_size=96)
     assert longer.encode(clips_for(longer.config, 1))[0].shape == (1, 8 * 36, 48)
 
 
@@ -208,7 +208,7 @@ def test_outputs_are_not_overwritten_by_another_kind(tmp_path, published):
 def classifier(tmp_path):
     """A classifier's checkpoint, the model, and logits of two clips."""
     torch.manual_seed(3)
-    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=3)
+    shape = model_config("tiny", input_size=32, num_frames=4, encoder_depth=3)
     model = VideoClassifier(shape, 5, head_scale=1.0).eval()
     for parameter in model.parameters():  # norms and biases that are not 1 and 0
         parameter.data += 0.05 * torch.randn_like(parameter)
@@ -228,7 +228,7 @@ def logits_of(path, clips):
 @pytest.mark.parametrize("route", [("savimae",), ("huggingface", "savimae"), ("videomae",)])
 def test_classifiers_keep_every_bit(classifier, tmp_path, route):
     path, clips, expected = classifier
-    shape = {"image_size": 32, "num_frames": 4}
+    shape = {"input_size": 32, "num_frames": 4}
     for number, to in enumerate(route):
         target = tmp_path / f"{number}{'' if to == 'huggingface' else '.pt'}"
         weights = convert(str(path), str(target), to)
@@ -246,7 +246,7 @@ def test_classifiers_keep_every_bit(classifier, tmp_path, route):
 def test_other_heads_are_folded_or_refused(classifier, tmp_path, pool):
     path, clips, _ = classifier
     content = torch.load(path, weights_only=True)
-    shape = model_config("tiny", image_size=32, num_frames=4, encoder_depth=3)
+    shape = model_config("tiny", input_size=32, num_frames=4, encoder_depth=3)
     head = HeadConfig(pool, standardize=True)
     model = VideoClassifier(shape, 5, head_scale=1.0, head=head).eval()
     state = model.state_dict() | content["model"]  # to standardise is new
@@ -269,7 +269,7 @@ def test_other_heads_are_folded_or_refused(classifier, tmp_path, pool):
         else:
             convert(str(path), str(tmp_path / to), to)
             convert(str(tmp_path / to), str(tmp_path / f"{to}.pt"), "savimae", **(
-                {"image_size": 32, "num_frames": 4} if to == "videomae" else {}))  # fmt: skip
+                {"input_size": 32, "num_frames": 4} if to == "videomae" else {}))  # fmt: skip
             found = logits_of(tmp_path / f"{to}.pt", clips)
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -351,7 +351,7 @@ def test_kinds_are_not_taken_for_each_other(classifier, published, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"config": {"image_size": 10**9}}, "beyond any model"),
+        ({"config": {"input_size": 10**9}}, "beyond any model"),
         ({"config": {"encoder_depth": 10**9}}, "a depth of 1000000000 is beyond any model"),
         ({"config": {"encoder_dim": 12.0}}, "encoder_dim is float, not int"),
         ({"config": {"patch_size": torch.zeros(10**6)}}, "patch_size is Tensor, not int"),
