@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from savimae.training.pretrain import TrainConfig
 
 SEED = click.IntRange(0, 2**63 - 1)
+OTHERS = "Other options"
+ALL_OPTIONS = "savimae.all_options"  # in the context of a command whose whole help is asked for
 
 
 class NonEmptyPath(click.Path):
@@ -199,15 +201,44 @@ class GroupedCommand(click.Command):
     """A command whose help shows its options under headings; see `option_group`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, records in self.groups(ctx).items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def groups(self, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+        """Options and what they mean, by heading, in order."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
-                title = getattr(parameter, "group", "Other options")
-                groups.setdefault(title, []).append(record)
-        for title, records in groups.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+                groups.setdefault(getattr(parameter, "group", OTHERS), []).append(record)
+        return groups
+
+
+class BriefCommand(GroupedCommand):
+    """A command of many options: --help shows the first group of them, --help-all shows all."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--help-all"], is_flag=True, is_eager=True, expose_value=False,
+                callback=self._show_all, help=f"Show all {len(self.params)} options.",
+            )
+        )  # fmt: skip
+
+    def _show_all(self, ctx: click.Context, _param: click.Parameter, is_asked: bool) -> None:
+        if is_asked and not ctx.resilient_parsing:
+            ctx.meta[ALL_OPTIONS] = True
+            click.echo(ctx.get_help())
+            ctx.exit()
+
+    def groups(self, ctx: click.Context) -> dict[str, list[tuple[str, str]]]:
+        groups = super().groups(ctx)
+        if ctx.meta.get(ALL_OPTIONS):
+            return groups
+        first = next(iter(groups))
+        return {first: groups[first], OTHERS: groups[OTHERS]}
 
 
 class PassingCommand(GroupedCommand):

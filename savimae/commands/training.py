@@ -13,7 +13,7 @@ from savimae.commands.options import (
     SALIENCY_KIND,
     SAVING,
     TRAINING_MACHINE,
-    GroupedCommand,
+    BriefCommand,
     finetune_config,
     instead,
     optimization_options,
@@ -50,7 +50,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
     click.echo(f"{shown(out)}: {n / 1e6:.2f} M parameters, {weights.layout} -> {to}")
 
 
-@click.command(cls=GroupedCommand)
+@click.command(cls=BriefCommand)
 @option_group(
     "The ones that matter",
     click.option(
@@ -71,29 +71,10 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         metavar="RUN",
         help="The run's folder: checkpoints, log, config. Run again to go on with it.",
     ),
-    click.option(
-        "--saliency-root",
-        type=PATH,
-        metavar="DIR",
-        help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
-    ),
-    click.option(
-        "--epochs", type=int, callback=instead, help="How often every video is seen.  [800]"
-    ),
-    click.option(
-        "--batch-size",
-        type=int,
-        default=8,
-        show_default=True,
-        help="Clips at a time, of each process.",
-    ),
     recipe_option(
         "train",
         "Other defaults; small: for up to thousands of clips and an hour of two cores.",
     ),
-)
-@option_group(
-    "Model",
     click.option(
         "--model",
         callback=instead,
@@ -107,6 +88,38 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         help="Weights to start from: ours, published, or a Hugging Face folder. Their shape is the "
         "default of the model's.",
     ),
+    click.option(
+        "--epochs", type=int, callback=instead, help="How often every video is seen.  [800]"
+    ),
+    click.option(
+        "--batch-size",
+        type=int,
+        default=8,
+        show_default=True,
+        help="Clips at a time, of each process.",
+    ),
+    click.option(
+        "--mask-type",
+        type=click.Choice(["savi", "savi-tube", "tube", "random"]),
+        default="savi",
+        show_default=True,
+        callback=instead,
+        help="savi: salient tokens are masked less than others. tube: the same places at all times.",
+    ),
+    click.option(
+        "--saliency",
+        type=SALIENCY_KIND,
+        help="Distance from the frame's mean, or change.  [that of the arrays, or frame-mean]",
+    ),
+    click.option(
+        "--saliency-root",
+        type=PATH,
+        metavar="DIR",
+        help="Arrays of `savimae preprocess`. Without it, saliency is computed from the clips.",
+    ),
+)
+@option_group(
+    "Model",
     click.option("--encoder-depth", type=int, help="Blocks of the encoder.  [the model's]"),
     click.option("--decoder-depth", type=int, help="Blocks of the decoder.  [4]"),
     click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
@@ -115,13 +128,6 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
 )
 @option_group(
     "Masks",
-    click.option(
-        "--mask-type",
-        type=click.Choice(["savi", "savi-tube", "tube", "random"]),
-        default="savi",
-        show_default=True,
-        callback=instead,
-    ),
     click.option(
         "--salient-mask-ratio",
         type=float,
@@ -166,11 +172,6 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         default="all",
         show_default=True,
         help="salient: of the masked tokens only these are reconstructed, as in EVEREST.",
-    ),
-    click.option(
-        "--saliency",
-        type=SALIENCY_KIND,
-        help="Distance from the frame's mean, or change.  [that of the arrays, or frame-mean]",
     ),
     click.option(
         "--salient-share",
@@ -236,7 +237,7 @@ def train(allocator: str, **options: Any) -> int:
     return run(train_config(**options))
 
 
-@click.command(cls=GroupedCommand)
+@click.command(cls=BriefCommand)
 @click.argument("checkpoint", type=PATH)
 @option_group(
     "The ones that matter",
@@ -249,11 +250,6 @@ def train(allocator: str, **options: Any) -> int:
         "--dataset", type=click.Choice(["ucf101", "hmdb51"]), help="Train and test on its --split."
     ),
     click.option("--split", type=click.IntRange(1, 3), help="Of --dataset.  [1]"),
-    click.option(
-        "--splits", type=PATH, metavar="FOLDER",
-        help="The official split files.  [under their usual name in or beside the videos]",
-    ),
-    ALLOW_OVERLAP,
     click.option(
         "--out", type=PATH, required=True, metavar="RUN",
         help="The run's folder: checkpoints, log, test.json. Run again to go on with it.",
@@ -271,10 +267,24 @@ def train(allocator: str, **options: Any) -> int:
     recipe_option(
         "finetune", "Other defaults; small: for a few hundred videos that look alike."
     ),
+    click.option(
+        "--pool", type=click.Choice(["mean", "time"]), default="mean", show_default=True,
+        help="What the last layer sees: the mean of all tokens, or one mean for each time step.",
+    ),
 )  # fmt: skip
 @option_group(
-    "Clips",
+    "Lists",
     ROOT,
+    click.option(
+        "--splits",
+        type=PATH,
+        metavar="FOLDER",
+        help="The official split files.  [under their usual name in or beside the videos]",
+    ),
+    ALLOW_OVERLAP,
+)
+@option_group(
+    "Clips",
     click.option("--sampling-rate", type=int, help="[as the model was pretrained, else 4]"),
     click.option(
         "--smallest-crop", type=float, default=0.08, show_default=True,
@@ -289,10 +299,6 @@ def train(allocator: str, **options: Any) -> int:
 )  # fmt: skip
 @option_group(
     "Head",
-    click.option(
-        "--pool", type=click.Choice(["mean", "time"]), default="mean", show_default=True,
-        help="What it sees: the mean of all tokens, or one mean for each time step.",
-    ),
     click.option(
         "--standardize/--no-standardize", default=False, show_default=True,
         help="Let every value it sees have mean 0 and deviation 1 over the clips.",

@@ -26,6 +26,7 @@ from runs import (
     stopping,
 )
 
+from savimae.cli import cli
 from savimae.model.config import model_config
 from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.makers import ArrayMaker
@@ -449,10 +450,22 @@ def test_tensorboard(data, tmp_path):
 
 
 def test_help_shows_those_that_matter_first():
-    done = savimae("train", "--help")
-    first = done.stdout.partition("The ones that matter:")[2].partition("\n\n")[0]
-    options = [line.split()[0].rstrip(",") for line in first.splitlines() if line[2:4] == "--"]
-    assert options == ["--data", "--out", "--saliency-root", "--epochs", "--batch-size", "--recipe"]
+    def options(*words):
+        lines = savimae(*words).stdout.splitlines()
+        return [line.split()[0].rstrip(",") for line in lines if line[2:4] == "--"]
+
+    first = [
+        "--data", "--out", "--recipe", "--model", "--init", "--epochs", "--batch-size",
+        "--mask-type", "--saliency", "--saliency-root",
+    ]  # fmt: skip
+    assert options("train", "--help") == [*first, "--help-all"]
+    whole = options("train", "--help-all")
+    assert whole[:10] == first
+    assert len(whole) == len(set(whole)) == len(cli.commands["train"].params)
+    assert options("finetune", "--help") == [
+        "--train", "--test", "--dataset", "--split", "--out", "--epochs", "--batch-size",
+        "--untrained", "--recipe", "--pool", "--help-all",
+    ]  # fmt: skip
 
 
 def test_savimae_train_under_torchrun(data, tmp_path):
