@@ -352,6 +352,11 @@ SAVING = option_group(
         help="auto: go on where RUN was left.",
     ),
     click.option(
+        "--extend",
+        is_flag=True,
+        help="Go on with more epochs or steps than the run was begun with.",
+    ),
+    click.option(
         "--save-every",
         multiple=True,
         default=("10ep", "15min"),

@@ -104,7 +104,7 @@ def convert(source: str, out: str, to: str, **shape: int | None) -> None:
         default="savi",
         show_default=True,
         callback=instead,
-        help="savi: salient tokens are masked less than others. tube: the same places at all times.",
+        help="savi: salient tokens are masked less. tube: the same places at all times.",
     ),
     click.option(
         "--saliency",

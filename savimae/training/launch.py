@@ -14,7 +14,7 @@ from torch import nn
 from savimae.kernels.patches import compile_kernels
 from savimae.kernels.token_loss import compile_token_kernels
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
-from savimae.system.files import read_json, refuse_file
+from savimae.system.files import read_json, refuse_file, write_json
 from savimae.system.lock import sole_writer
 from savimae.system.progress import duration
 from savimae.system.settings import CONFIG, check_config, record_config, settings_that_differ
@@ -29,9 +29,16 @@ from savimae.training.distributed import World, joined
 from savimae.training.log import versions
 from savimae.training.loop import Loop, Task
 from savimae.training.machine import PRECISIONS
-from savimae.training.setup import RESUME_AUTO, RESUME_NEVER, RunConfig, Setup
+from savimae.training.plan import Plan
+from savimae.training.schedule import Schedule
+from savimae.training.setup import LENGTH, RESUME_AUTO, RESUME_NEVER, RunConfig, Setup
 
 AnyTask = TypeVar("AnyTask", bound=Task)
+LONGER = "To make the run longer, give --extend"
+MAY_CHANGE = (
+    "What may change in a run: --epochs or --steps, to more, with --extend; processes, threads, "
+    "workers, --batch-size and --accumulate where the effective batch stays, saving and logging"
+)
 
 
 class Run(Protocol[AnyTask]):
@@ -88,9 +95,10 @@ def check_launch(setup: Setup, run: Run[AnyTask], unknown: Collection[str] = ())
     if setup.precision not in PRECISIONS:  # "auto" is resolved on the machines of the run
         unknown.add("precision")
     refuse_file(config.out)
-    content = _checkpoint_to_resume(config, settings, unknown, mapped=True)
+    content = _checkpoint_to_resume(setup, settings, unknown, mapped=True)
     if not _may_begin_again(config.out, settings):
-        check_config(config.out, settings, unknown)
+        lengths = LENGTH if config.extend else ()
+        check_config(config.out, settings, {*unknown, *lengths})
     return content is not None
 
 
@@ -112,15 +120,15 @@ def launch(setup: Setup, run: Run[AnyTask]) -> int:
         # Every process has checked its own options. From here the first one goes first.
         found: dict[str, Any] = {}
         if world.is_main:
-            content = _checkpoint_to_resume(config, run.settings, run.open_settings())
+            content = _checkpoint_to_resume(setup, run.settings, run.open_settings())
             found = run.find_settings() if content is None else _kept(run, content)
-            _record(config.out, run.settings)
+            _record(config, run.settings)
             remove_temporary(config.out)
             compile_kernels()
             compile_token_kernels()
         run.take_settings(world.gather(found)[0])
         if not world.is_main:
-            content = _checkpoint_to_resume(config, run.settings)
+            content = _checkpoint_to_resume(setup, run.settings)
 
         torch.manual_seed(config.seed)
         task = run.build(content is None)
@@ -145,6 +153,8 @@ def launch(setup: Setup, run: Run[AnyTask]) -> int:
             return 0
         if world.is_main:
             run.print_plan(loop, task)
+            if content is not None:
+                _print_extension(loop, content["settings"])
         code = loop.run(signals, {**_start_event(setup, loop), **run.start_event()})
         if world.is_main and code == 0:
             print(f"{shown(config.out)}: {loop.total_steps} steps done")
@@ -207,7 +217,7 @@ def _start_event(setup: Setup, loop: Loop) -> dict[str, Any]:
 
 
 def _checkpoint_to_resume(
-    config: RunConfig, settings: dict[str, Any], unknown: Collection[str] = (), mapped: bool = False
+    setup: Setup, settings: dict[str, Any], unknown: Collection[str] = (), mapped: bool = False
 ) -> dict[str, Any] | None:
     """The checkpoint to go on from, if there is one.
 
@@ -216,9 +226,11 @@ def _checkpoint_to_resume(
         mapped: see `checkpoint.read_file`.
 
     Raises:
-        UsageError: it is of a run with other settings; or --resume never, and there is one.
+        UsageError: it is of a run with other settings; --resume never, and there is one; or
+            --extend, and there is none, or it is of a longer run.
         SavimaeError: it cannot be read.
     """
+    config = setup.config
     last = last_checkpoint(config.out)
     if config.resume == RESUME_NEVER:
         if last is not None:
@@ -232,6 +244,8 @@ def _checkpoint_to_resume(
         if path is None:
             raise UsageError(f"{shown(config.resume)}: a folder without checkpoints of a run")
     if path is None:
+        if config.extend:
+            raise UsageError(f"{shown(config.out)}: --extend, and there is no run to go on with")
         return None
     content = read_training_checkpoint(path, mapped)
     recorded = content["settings"]
@@ -242,24 +256,58 @@ def _checkpoint_to_resume(
             f"{shown(path)} is of another kind of run: output is {recorded.get('output')!r} there "
             f"and {settings['output']!r} here; choose another --out"
         )
-    differing = settings_that_differ(recorded, settings, unknown)
+    lengths = LENGTH if config.extend else ()
+    differing = settings_that_differ(recorded, settings, {*unknown, *lengths})
     if differing:
+        of_length = settings_that_differ(recorded, settings, {*recorded, *settings} - {*LENGTH})
+        advice = LONGER if differing == of_length else f"{config.resume_advice}. {MAY_CHANGE}"
         raise UsageError(
-            f"{shown(path)} is of a run with other settings: {'; '.join(differing)}. "
-            f"{config.resume_advice}"
+            f"{shown(path)} is of a run with other settings: {'; '.join(differing)}. {advice}"
+        )
+    total = _total_steps(recorded, setup.plan)
+    if config.extend and total is not None and setup.schedule.total_steps < total:
+        raise UsageError(
+            f"{shown(path)} is of a run of {total} steps, which --extend does not make shorter: "
+            f"{setup.schedule.total_steps} were asked for"
         )
     return content
 
 
-def _record(folder: str, settings: dict[str, Any]) -> None:
+def _print_extension(loop: Loop, recorded: dict[str, Any]) -> None:
+    """Say what becomes of the learning rate if the run was begun with another length."""
+    schedule, step = loop.schedule, loop.step
+    total = _total_steps(recorded, loop.plan)
+    if total is None or total == schedule.total_steps:
+        return
+    before = Schedule(recorded["lr"], recorded["min_lr"], total, recorded["warmup_steps"])
+    print(
+        f"extended from {total} to {schedule.total_steps} steps: from step {step} on, the learning "
+        f"rate is that of a run of this length, {schedule.at(step):.3g} where it was "
+        f"{before.at(min(step, total)):.3g}",
+        flush=True,
+    )
+
+
+def _total_steps(recorded: dict[str, Any], plan: Plan) -> int | None:
+    """Steps of the whole run that these settings are of; None where they do not say."""
+    steps, epochs = recorded.get("steps"), recorded.get("epochs")
+    if type(steps) is int:
+        return steps
+    return epochs * plan.steps_per_epoch if type(epochs) is int else None
+
+
+def _record(config: RunConfig, settings: dict[str, Any]) -> None:
     """Write config.json, or refuse a folder that holds another run or something else.
 
     Raises:
         UsageError, SavimaeError: as `record_config`.
     """
-    if _may_begin_again(folder, settings):
-        os.unlink(os.path.join(folder, CONFIG))
-    record_config(folder, settings)
+    if _may_begin_again(config.out, settings):
+        os.unlink(os.path.join(config.out, CONFIG))
+    if config.extend:  # of a run whose checkpoint has the other settings
+        check_config(config.out, settings, LENGTH)
+        write_json(os.path.join(config.out, CONFIG), settings)
+    record_config(config.out, settings)
 
 
 def _may_begin_again(folder: str, settings: dict[str, Any]) -> bool:

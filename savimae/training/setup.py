@@ -16,7 +16,7 @@ from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
 from savimae.training.attention_choice import AUTO
-from savimae.training.checkpoint import SaveEvery
+from savimae.training.checkpoint import SaveEvery, last_checkpoint
 from savimae.training.distributed import World, find_world
 from savimae.training.log import check_tensorboard
 from savimae.training.machine import (
@@ -30,6 +30,8 @@ from savimae.training.plan import Plan
 from savimae.training.schedule import Schedule, default_warmup_epochs
 
 RESUME_AUTO, RESUME_NEVER = "auto", "never"
+# Settings that say how long a run is: --extend may change them.
+LENGTH = ("epochs", "steps", "warmup_steps")
 SMALL_LR = 1e-5  # below it AdamW hardly moves in a run of ordinary length
 
 
@@ -62,6 +64,7 @@ class RunConfig:
     checkpoint_activations: bool = False
 
     resume: str = RESUME_AUTO
+    extend: bool = False  # go on with more epochs or steps than the run was begun with
     save_every: tuple[SaveEvery, ...] = (SaveEvery(epochs=10), SaveEvery(minutes=15))
     keep: int = 3
     log_every: int = 10
@@ -205,7 +208,12 @@ def set_up_elsewhere(config: RunConfig, world: World, n_samples: int, repeat: in
 def _plan(config: RunConfig, world: World, n_samples: int, repeat: int) -> tuple[Plan, Schedule]:
     try:
         plan = Plan(n_samples, config.batch_size, config.accumulate, world, config.seed, repeat)
-        return plan, config.schedule(plan)
+        schedule = config.schedule(plan)
+        # The warm-up of a run that goes on stays, also where --extend made the run longer.
+        warmup = _recorded(config.out, "warmup_steps") if last_checkpoint(config.out) else None
+        if config.warmup_epochs is None and type(warmup) is int and warmup < schedule.total_steps:
+            schedule = dataclasses.replace(schedule, warmup_steps=warmup)
+        return plan, schedule
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -263,10 +271,13 @@ def print_setup(setup: Setup, clips: str, model: str) -> None:
 
 def _begun_with(config: RunConfig) -> str:
     """The precision that was asked for; a resumed run with "auto" keeps the recorded one."""
-    if config.precision == "auto":
-        # A new run has none; a broken config.json is reported where it is used.
-        with contextlib.suppress(OSError, ValueError):
-            recorded = read_json(os.path.join(config.out, CONFIG)).get("precision")
-            if recorded in PRECISIONS:
-                return str(recorded)
-    return config.precision
+    recorded = _recorded(config.out, "precision") if config.precision == "auto" else None
+    return str(recorded) if recorded in PRECISIONS else config.precision
+
+
+def _recorded(run: str, name: str) -> Any:
+    """A setting in the config.json of a run; None where there is none."""
+    # A new run has no config.json; a broken one is reported where it is used.
+    with contextlib.suppress(OSError, ValueError):
+        return read_json(os.path.join(run, CONFIG)).get(name)
+    return None

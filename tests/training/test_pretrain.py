@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from savimae.saliency.preprocess import WalkOptions, process
 from savimae.system.errors import EXIT_STOPPED, SavimaeError, UsageError
 from savimae.training.loop import Loop
 from savimae.training.pretrain import Pretraining, TrainConfig, train
+from savimae.training.schedule import Schedule
 from savimae.training.weights import convert, load_model
 
 # ------------------------------------------------------------------------------------- exact
@@ -497,6 +499,45 @@ def test_a_number_of_steps_is_a_run_of_its_own_length(data, tmp_path):
         train(config(data, tmp_path / "epochs", epochs=None, steps=6))
     assert train(run) == 0  # nothing is left to do
     assert len(log_of(tmp_path / "seven")) == 7
+
+
+def test_a_run_becomes_longer(data, tmp_path, monkeypatch, capfd):
+    """Two epochs are done; four of them go on with the learning rates of a run of four."""
+    runs = [tmp_path / name for name in ("whole", "killed")]
+    for run in runs:
+        assert train(config(data, run)) == 0
+    longer = {"epochs": 4, "extend": True}
+    capfd.readouterr()
+    assert train(config(data, runs[0], **longer)) == 0
+    printed = capfd.readouterr().out
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "run", stopping(Loop.run, STEPS + 3))
+        assert train(config(data, runs[1], **longer)) == EXIT_STOPPED
+    assert train(config(data, runs[1], epochs=4)) == 0  # it is a run of four epochs by now
+    assert same_weights(*runs)
+    lines = log_of(runs[0])
+    assert [line["step"] for line in lines] == list(range(1, 2 * STEPS + 1))
+    short = Schedule(1e-3, 1e-5, STEPS)  # a tenth of two epochs is no whole step of warm-up
+    long = Schedule(1e-3, 1e-5, 2 * STEPS)
+    expected = [(short if step < STEPS else long).at(step) for step in range(2 * STEPS)]
+    assert [line["lr"] for line in lines] == pytest.approx(expected, abs=1e-8)
+    assert (
+        "extended from 6 to 12 steps: from step 6 on, the learning rate is that of a run of this "
+        f"length, {long.at(6):.3g} where it was 1e-05"
+    ) in printed
+    assert json.loads((runs[0] / "config.json").read_text())["epochs"] == 4
+    assert train(config(data, runs[0], **longer)) == 0  # again: nothing is left to do
+    for changes, message in (
+        ({"epochs": 5}, r"epochs is 4 there and 5 here\. To make the run longer, give --extend"),
+        ({"epochs": 3, "extend": True}, "of a run of 12 steps, which --extend does not make short"),
+        ({"epochs": None, "steps": 11, "extend": True}, "make shorter: 11 were asked for"),
+        ({"epochs": 5, "lr": 1.0, "extend": True}, r"lr is 0.001 there.*What may change in a run"),
+        ({"epochs": 5, "seed": 1}, r"seed is 0 there.*What may change in a run: --epochs or"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train(config(data, runs[0], **changes))
+    with pytest.raises(UsageError, match="new: --extend, and there is no run to go on with"):
+        train(config(data, tmp_path / "new", extend=True))
 
 
 def test_an_encoder_of_another_depth(data, tmp_path):
