@@ -546,11 +546,23 @@ def neighbors(
 @click.command()
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, default="loss.png", show_default=True, help="The PNG to write.")
-def plot(runs: tuple[str, ...], out: str) -> None:
-    """Draw the loss and the learning rate of runs in one picture."""
-    from savimae.judging.pictures import plot_runs
+@click.option(
+    "--smooth", metavar="SHARE_OR_STEPS",
+    help="Average losses over the last 5% (or 0.05) of the steps, or over 200 steps; 0: as logged. "
+    " [2%]",
+)  # fmt: skip
+def plot(runs: tuple[str, ...], out: str, smooth: str | None) -> None:
+    """Draw what runs did in one picture: loss, accuracy, learning rate, clips per second.
 
-    plot_runs(list(runs), out)
+    Losses that cannot be compared have panels of their own: classifiers and pretraining, normalised
+    targets and plain pixels, all masked tokens and salient ones.
+    """
+    from savimae.judging.curves import Smoothing
+    from savimae.judging.pictures import plot_runs
+    from savimae.system.files import refuse_folder
+
+    refuse_folder(out)
+    plot_runs(list(runs), out, None if smooth is None else Smoothing.parse(smooth))
     click.echo(f"wrote {shown(out)}")
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from savimae.data.video import open_video, write_video
+from savimae.judging.curves import Curves, Smoothing, read_curves
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import frame_maps, video_patches
 from savimae.samples.clips import Clip
@@ -24,7 +25,6 @@ from savimae.samples.masking import most_salient
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import atomic_file
 from savimae.system.progress import Progress
-from savimae.training.log import read_log
 
 PANEL_PX = 224  # smallest side of a panel; smaller frames are enlarged by a whole factor
 GAP_PX = 8
@@ -52,6 +52,11 @@ SAME = (0, 150, 70)
 N_COLORS = 10  # of matplotlib's cycle; a map tells more classes apart by their markers
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
 LEGEND_ROWS, LEGEND_AREA = 38, 40
+# Okabe and Ito's (2008), which most color-blind readers tell apart, without the yellow; then the
+# same colors with other strokes.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+PALE = 0.35  # opacity of what was logged behind its average
 STRIP_PANELS = 8  # of an animation side by side
 
 
@@ -604,39 +609,162 @@ def draw_test(folder: str, result: Mapping[str, Any]) -> list[str]:
     return written
 
 
-def plot_runs(runs: Sequence[str], out: str) -> None:
-    """Draw loss and learning rate over the epochs of one or several runs, as a PNG.
+def plot_runs(runs: Sequence[str], out: str, smoothing: Smoothing | None = None) -> None:
+    """Draw what the logs of runs hold, as a PNG; see `runs_figure`.
+
+    Args:
+        smoothing: of the curves; None: as `Smoothing` has it.
 
     Raises:
-        UsageError, SavimaeError: a folder without a log, or matplotlib is not installed.
+        UsageError, SavimaeError: as `read_curves`, or matplotlib is not installed.
     """
-    logs = [read_log(run) for run in runs]
-    figure = new_figure((9, 6.5))
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
-        epochs = [line["epoch"] for line in log]
-        marker = "o" if len(log) == 1 else None
-        name = shown(os.path.normpath(run))
-        color = f"C{number}"
-        top.plot(epochs, [line["loss"] for line in log], color, marker=marker, label=name)
-        if len(runs) == 1:
-            for key, style, label in (
-                ("loss_salient", "--", "salient tokens"), ("loss_other", ":", "other tokens"),
-            ):  # fmt: skip
-                values = [line.get(key) for line in log]
-                if any(value is not None for value in values):
-                    top.plot(epochs, values, "C7", linestyle=style, label=label)
-        bottom.plot(epochs, [line["lr"] for line in log], color, marker=marker)
-    top.set_ylabel("loss")
-    top.legend()
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("epoch")
-    bottom.set_ylim(bottom=0)
-    bottom.ticklabel_format(axis="y", scilimits=(-2, 2))
-    for axes in (top, bottom):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    write_figure(figure, out)
+    write_figure(runs_figure(read_curves(runs), smoothing or Smoothing()), out)
+
+
+def runs_figure(curves: Sequence[Curves], smoothing: Smoothing) -> Any:
+    """Losses, accuracies and learning rate over the epochs; of one run also clips per second.
+
+    Pretraining runs are on the left and classifiers on the right, each with epochs of their own.
+    Losses that cannot be compared have panels of their own.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    colored = [
+        (
+            each,
+            {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number // len(COLORS) % 4]},
+        )
+        for number, each in enumerate(curves)
+    ]
+    columns = [
+        [each for each in colored if each[0].is_classifier is kind] for kind in (False, True)
+    ]
+    columns = [column for column in columns if column]
+    panels = [_panels_of(column) for column in columns]
+    heights = [sum(height for height, _, _ in each) for each in panels]
+    figure = new_figure((9 if len(columns) == 1 else 15, 1 + 1.15 * max(heights)))
+    parts = figure.subfigures(1, len(columns), squeeze=False, wspace=0.03)[0]
+    for part, column in zip(parts, panels, strict=True):
+        ratios = [height for height, _, _ in column]
+        all_axes = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=ratios)
+        for axes, (_, draw, shown_runs) in zip(all_axes[:, 0], column, strict=True):
+            draw(axes, shown_runs, smoothing)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        all_axes[-1, 0].set_xlabel("epoch")
+        all_axes[-1, 0].set_xlim(left=0)
+    return figure
+
+
+Colored = tuple[Curves, dict[str, Any]]  # curves, and matplotlib's color and style for them
+
+
+def _panels_of(column: Sequence[Colored]) -> list[tuple[int, Any, Sequence[Colored]]]:
+    """The panels of a column from the top: height, what draws it, and its runs."""
+    losses = dict.fromkeys(curves.loss for curves, _ in column)
+    panels: list[tuple[int, Any, Sequence[Colored]]] = [
+        (3, _draw_loss, [each for each in column if each[0].loss == loss]) for loss in losses
+    ]
+    if column[0][0].is_classifier:
+        panels.append((3, _draw_accuracy, column))
+    panels.append((1, _draw_rate, column))
+    if len(column) == 1 and column[0][0].has("clips_per_s"):
+        panels.append((1, _draw_speed, column))
+    return panels
+
+
+def _draw_loss(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """A panel of losses that can be compared, with that of means alone."""
+    words, of_means = runs[0][0].loss
+    is_smoothed = False
+    for curves, look in runs:
+        is_smoothed |= _draw_series(axes, curves, "loss", smoothing, curves.name, **look)
+    (curves, look), *others = runs
+    if not others and curves.has("loss_salient") and curves.has("loss_other"):
+        for key, stroke, label in (
+            ("loss_salient", "--", "salient tokens"), ("loss_other", ":", "other tokens"),
+        ):  # fmt: skip
+            thin = {**look, "linestyle": stroke, "linewidth": 1}
+            _draw_series(axes, curves, key, smoothing, label, **thin)
+    if of_means is not None:
+        axes.axhline(
+            of_means, color="0.35", linewidth=0.9, linestyle=(0, (9, 3)),
+            label=f"means alone: {of_means:.3f}",
+        )  # fmt: skip
+    _set_title(axes, words)
+    axes.set_ylabel("loss")
+    averaged = f"averages over {smoothing.words};\npale: as logged"
+    _draw_legend(axes, averaged if is_smoothed else None)
+
+
+def _draw_accuracy(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """Top-1 of classifiers: in training as lines, in the test as marks."""
+    for curves, look in runs:
+        name = "" if len(runs) == 1 else f"{curves.name}, "
+        if curves.has("train_top1"):
+            train = {**look, "linestyle": "--"}
+            _draw_series(axes, curves, "train_top1", smoothing, f"{name}training", **train)
+        if curves.tests:
+            epochs, top1 = curves.top1
+            axes.plot(epochs, top1, marker="o", label=f"{name}test: {top1[-1]:.3f}", **look)
+    _set_title(axes, "top-1: share of clips (training) and of videos (test) that it gets right")
+    axes.set_ylabel("top-1")
+    axes.set_ylim(0, 1.02)
+    _draw_legend(axes, None)
+
+
+def _draw_rate(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    del smoothing
+    for curves, look in runs:
+        _draw_series(axes, curves, "lr", None, curves.name, **look)
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 2))
+
+
+def _draw_speed(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """Clips per second, and how many it would be if nothing waited for clips."""
+    del smoothing
+    ((curves, look),) = runs
+    _draw_series(axes, curves, "clips_per_s", None, curves.name, **look)
+    epochs, speed, _ = curves.series("clips_per_s")
+    if curves.has("data_wait_share"):
+        waiting = np.clip(np.nan_to_num(curves.values("data_wait_share")), 0, 0.99)
+        lost = speed / (1 - waiting)
+        axes.fill_between(epochs, speed, lost, color=look["color"], alpha=0.3, linewidth=0)
+        _set_title(axes, f"shaded: lost to waiting for clips, {waiting.mean():.1%} of the time")
+    axes.set_ylabel("clips/s")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_series(
+    axes: Any, curves: Curves, key: str, smoothing: Smoothing | None, label: str, **look: Any
+) -> bool:
+    """A curve, over a pale one of what was logged if it is an average; whether it is."""
+    epochs, logged, smoothed = curves.series(key, smoothing)
+    if smoothed is not None:
+        axes.plot(epochs, logged, **{**look, "alpha": PALE, "linewidth": 0.8})
+    drawn = logged if smoothed is None else smoothed
+    is_dot = np.isfinite(drawn).sum() == 1
+    axes.plot(epochs, drawn, marker="o" if is_dot else None, label=_legible(label), **look)
+    return smoothed is not None
+
+
+def _legible(label: str) -> str:
+    """matplotlib leaves names that begin with _ out of legends."""
+    return f" {label}" if label.startswith("_") else label
+
+
+def _set_title(axes: Any, words: str) -> None:
+    axes.set_title(words, loc="left", fontsize="medium").set_parse_math(False)
+
+
+def _draw_legend(axes: Any, title: str | None) -> None:
+    """A legend whose names mean what they say, $ too."""
+    legend = axes.legend(title=title, fontsize="small", title_fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:
