@@ -58,6 +58,9 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 STYLES = ("-", "--", "-.", ":")
 PALE = 0.35  # opacity of what was logged behind its average
 STRIP_PANELS = 8  # of an animation side by side
+BLOCK_PANEL_PX, PAGE_PX = 192, 2000  # smallest panel of a sheet of blocks; width of its page
+BETTER, WORSE = (0, 114, 178), (213, 94, 0)  # the first two of COLORS
+BAR_SHARE, BAR_HIGH_PX = 0.45, 12
 
 
 def inspect_video(
@@ -175,11 +178,15 @@ def draw_grid(
     column_captions: Sequence[str],
     row_captions: Sequence[str],
 ) -> Image.Image:
-    """Panels of one size as a captioned grid: `columns` across, their panels down."""
+    """Panels of one size as a captioned grid: `columns` across, their panels down.
+
+    Captions of rows may have several lines.
+    """
     side = columns[0][0].width
     font = ImageFont.load_default(FONT_PX)
     title_font = ImageFont.load_default(TITLE_PX)
-    left = MARGIN_PX + max(int(font.getlength(text)) for text in row_captions) + GAP_PX
+    lines = [line for text in row_captions for line in text.split("\n")]
+    left = MARGIN_PX + max(int(font.getlength(line)) for line in lines) + GAP_PX
     top = MARGIN_PX + TITLE_PX + 2 * GAP_PX + FONT_PX + GAP_PX
     width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
     width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
@@ -220,34 +227,162 @@ def draw_reconstruction(
         name: of the video; stands before the title of the picture.
         title: mask and error; stands on the animation as well.
     """
+    hidden_only = np.where(masked[..., None], reconstructed, np.float32(BLANK[0] / 255))
+    return _draw_predictions(
+        clip, masked, [hidden_only, reconstructed], ROWS, patch_size, tubelet_size, name, title,
+        n_columns,
+    )  # fmt: skip
+
+
+def draw_side_by_side(
+    clip: Clip,
+    masked: np.ndarray,
+    reconstructed: Sequence[np.ndarray],
+    captions: Sequence[str],
+    patch_size: int,
+    tubelet_size: int,
+    name: str,
+    title: str,
+    n_columns: int = 6,
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """As `draw_reconstruction`, of several models: a row each, pasted into what was visible.
+
+    Args:
+        clip, masked, patch_size, tubelet_size, name, title: as there.
+        reconstructed: of each model float32 `[T, S, S, 3]` in 0 to 1.
+        captions: what each model is called, in the first line, and what is said of it.
+    """
+    rows = [*ROWS[:3], *captions]
+    return _draw_predictions(
+        clip, masked, reconstructed, rows, patch_size, tubelet_size, name, title, n_columns
+    )
+
+
+def _draw_predictions(
+    clip: Clip,
+    masked: np.ndarray,
+    predictions: Sequence[np.ndarray],
+    rows: Sequence[str],
+    patch_size: int,
+    tubelet_size: int,
+    name: str,
+    title: str,
+    n_columns: int,
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, S, S, 3]`."""
     n_frames, size = clip.pixels.shape[:2]
     grid = size // patch_size
     salient = clip.saliency.reshape(-1, grid, grid)
     side = size * math.ceil(PANEL_PX / size)
     columns, captions, animated = [], [], []
     still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
+    names = ", ".join(row.split("\n")[0] for row in rows)
     for index in range(n_frames):
-        frame, hidden = clip.pixels[index], masked[index][..., None]
-        prediction = (reconstructed[index] * 255).round().astype(np.uint8)
-        large = Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
-        panels = [
-            frame,
-            np.where(hidden, BLANK, frame),
-            np.where(hidden, prediction, BLANK),
-            np.where(hidden, prediction, frame),
-        ]
+        frame, seen = clip.pixels[index], blanked(clip.pixels[index], masked[index])
         images = [
-            Image.fromarray(panel.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-            for panel in panels
+            Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+            for panel in (frame, seen, *(as_pixels(each[index]) for each in predictions))
         ]
-        outlined = outline_patches(large, salient[index // tubelet_size], side // grid)
+        outlined = outline_patches(images[0], salient[index // tubelet_size], side // grid)
         column = [images[0], outlined, *images[1:]]
         caption = f"frame {clip.frame_indices[index]}"
         if index in still:
             columns.append(column)
             captions.append(caption)
-        animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}", title)))
-    return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
+        animated.append(np.asarray(_filmstrip(column, f"{caption}: {names}", title)))
+    return draw_grid(columns, f"{name}   {title}", captions, rows), animated
+
+
+def blanked(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """A frame uint8 `[S, S, 3]`, gray at `where` bool `[S, S]`."""
+    return np.where(where[..., None], np.array(BLANK, np.uint8), frame)
+
+
+def as_pixels(values: np.ndarray) -> np.ndarray:
+    """Values of 0 to 1 as uint8."""
+    return (values * 255).round().astype(np.uint8)
+
+
+def gain_words(gain_db: float) -> str:
+    """`+0.8 dB`; never -0.0."""
+    return f"{round(gain_db, 1) + 0.0:+.1f} dB"
+
+
+class Verdict(NamedTuple):
+    """What is written below a prediction on a sheet."""
+
+    text: str  # in one line
+    psnr_db: float
+    gain_db: float  # above the PSNR of means alone
+
+
+class Block(NamedTuple):
+    """A video on a sheet of reconstructions."""
+
+    name: str
+    panels: Sequence[np.ndarray]  # uint8 [S, S, 3] each, of any size
+    verdicts: Mapping[int, Verdict]  # below panels, by their number
+
+
+def draw_blocks(
+    blocks: Sequence[Block], title: str, captions: Sequence[str], notes: Sequence[str]
+) -> Image.Image:
+    """Videos, each with its panels beside each other, in as many columns as the page has room for.
+
+    They are to be read as text is: from the left to the right, then down. Below a prediction a bar
+    is as long as its gain, by one scale for the page; a loss of PSNR has the other color.
+
+    Args:
+        captions: above each panel of a video, the same for all.
+    """
+    font, title_font = ImageFont.load_default(FONT_PX), ImageFont.load_default(TITLE_PX)
+    size = len(blocks[0].panels[0])
+    side = size * math.ceil(BLOCK_PANEL_PX / size)
+    wide = len(captions) * (side + GAP_PX) + 2 * GAP_PX
+    high = side + 2 * (FONT_PX + 5) + 3 * GAP_PX
+    across = min(len(blocks), max(1, PAGE_PX // wide))
+    top = MARGIN_PX + TITLE_PX + GAP_PX + len(notes) * (FONT_PX + 5) + 2 * GAP_PX + FONT_PX
+    texts = [(title, title_font), *((note, font) for note in notes)]
+    width = max(across * wide - 3 * GAP_PX, *(math.ceil(f.getlength(text)) for text, f in texts))
+    height = top + math.ceil(len(blocks) / across) * high
+    picture = Image.new("RGB", (width + 2 * MARGIN_PX, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=title_font)
+    for line, note in enumerate(notes):
+        y = MARGIN_PX + TITLE_PX + GAP_PX + line * (FONT_PX + 5)
+        draw.text((MARGIN_PX, y), note, fill=INK, font=font)
+    gains = [verdict.gain_db for block in blocks for verdict in block.verdicts.values()]
+    longest = max([1.0, *map(abs, gains)])
+    for number, block in enumerate(blocks):
+        down, column = divmod(number, across)
+        left, y = MARGIN_PX + column * wide, top + down * high
+        for index, (panel, caption) in enumerate(zip(block.panels, captions, strict=True)):
+            x = left + index * (side + GAP_PX)
+            if not down:
+                text = _fitted(caption, font, side)
+                draw.text((x, y - 5), text, fill=INK, font=font, anchor="ls")
+            image = Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(image, (x, y))
+            if index in block.verdicts:
+                _write_verdict(draw, (x, y + side + 4), side, block.verdicts[index], longest)
+        named = _fitted(block.name, font, 2 * side)
+        draw.text((left, y + side + 4), named, fill=INK, font=font)
+    return picture
+
+
+def _write_verdict(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], side: int, verdict: Verdict, longest_db: float
+) -> None:
+    """A line of words at a corner, and below it a bar as long as the gain, with its number."""
+    x, y = at
+    font = ImageFont.load_default(FONT_PX)
+    draw.text((x, y), verdict.text, fill=INK, font=font)
+    y += FONT_PX + 6
+    color = BETTER if verdict.gain_db >= 0 else WORSE
+    end = x + max(1, round(BAR_SHARE * side * abs(verdict.gain_db) / longest_db))
+    draw.rectangle((x, y, end, y + BAR_HIGH_PX), fill=color)
+    gain = f"{gain_words(verdict.gain_db)} ({verdict.psnr_db:.1f})"
+    draw.text((end + 6, y + BAR_HIGH_PX // 2), gain, fill=color, font=font, anchor="lm")
 
 
 def draw_attention(
@@ -293,9 +428,9 @@ def draw_attention(
             columns.append(column)
             captions.append(caption)
         strip = _filmstrip(column, f"{caption}: {', '.join(row_captions)}", title)
-        animated.append(np.asarray(_above(strip, bar)))
+        animated.append(np.asarray(above(strip, bar)))
     picture = draw_grid(columns, f"{name}   {title}", captions, row_captions)
-    return _above(picture, bar), animated
+    return above(picture, bar), animated
 
 
 def scale_of(factors: np.ndarray) -> int:
@@ -346,7 +481,7 @@ def _color_bar(scale: int) -> Image.Image:
     return picture
 
 
-def _above(picture: Image.Image, below: Image.Image) -> Image.Image:
+def above(picture: Image.Image, below: Image.Image) -> Image.Image:
     """One picture above another, both sides even for H.264."""
     width = max(picture.width, below.width)
     height = picture.height + GAP_PX + below.height
