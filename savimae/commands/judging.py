@@ -552,8 +552,7 @@ def neighbors(
 @click.option("--out", type=PATH, default="loss.png", show_default=True, help="The PNG to write.")
 @click.option(
     "--smooth", metavar="SHARE_OR_STEPS",
-    help="Average losses over the last 5% (or 0.05) of the steps, or over 200 steps; 0: as logged. "
-    " [2%]",
+    help="Average curves over 5% (or 0.05) of the steps, or over 200 steps; 0: as logged.  [2%]",
 )  # fmt: skip
 def plot(runs: tuple[str, ...], out: str, smooth: str | None) -> None:
     """Draw what runs did in one picture: loss, accuracy, learning rate, clips per second.

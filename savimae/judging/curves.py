@@ -98,13 +98,14 @@ class Curves:
 
     def series(self, key: str, smoothing: Smoothing | None = None) -> Series:
         """A value over the epochs, and its average over the steps around."""
-        steps, logged = self.values("step"), self.values(key)
-        smoothed = None
-        if smoothing is not None:
-            window = smoothing.window(float(steps[-1]))
-            if window > np.diff(steps, prepend=0).min():
-                smoothed = average(steps, logged, window)
-        return Series(self.values("epoch"), logged, smoothed)
+        logged = self.values(key)
+        return Series(self.values("epoch"), logged, self.averaged(logged, smoothing))
+
+    def averaged(self, values: np.ndarray, smoothing: Smoothing | None) -> np.ndarray | None:
+        """Averages of values of all lines, float64 `[L]`; None if each would be over one line."""
+        steps = self.values("step")
+        window = 0.0 if smoothing is None else smoothing.window(float(steps[-1]))
+        return average(steps, values, window) if window > np.diff(steps, prepend=0).min() else None
 
 
 def _values(lines: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

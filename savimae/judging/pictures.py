@@ -860,14 +860,17 @@ def _draw_rate(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None
 
 def _draw_speed(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
     """Clips per second, and how many it would be if nothing waited for clips."""
-    del smoothing
     ((curves, look),) = runs
-    _draw_series(axes, curves, "clips_per_s", None, curves.name, **look)
-    epochs, speed, _ = curves.series("clips_per_s")
+    _draw_series(axes, curves, "clips_per_s", smoothing, curves.name, **look)
     if curves.has("data_wait_share"):
         waiting = np.clip(np.nan_to_num(curves.values("data_wait_share")), 0, 0.99)
-        lost = speed / (1 - waiting)
-        axes.fill_between(epochs, speed, lost, color=look["color"], alpha=0.3, linewidth=0)
+        epochs, logged, speed = curves.series("clips_per_s", smoothing)
+        unhindered = logged / (1 - waiting)
+        ends = curves.averaged(unhindered, smoothing)
+        axes.fill_between(
+            epochs, logged if speed is None else speed, unhindered if ends is None else ends,
+            color=look["color"], alpha=0.2, linewidth=0,
+        )  # fmt: skip
         _set_title(axes, f"shaded: lost to waiting for clips, {waiting.mean():.1%} of the time")
     axes.set_ylabel("clips/s")
     axes.set_ylim(bottom=0)
@@ -879,7 +882,7 @@ def _draw_series(
     """A curve, over a pale one of what was logged if it is an average; whether it is."""
     epochs, logged, smoothed = curves.series(key, smoothing)
     if smoothed is not None:
-        axes.plot(epochs, logged, **{**look, "alpha": PALE, "linewidth": 0.8})
+        axes.plot(epochs, logged, **{**look, "alpha": PALE, "linewidth": 0.8}, zorder=1.5)
     drawn = logged if smoothed is None else smoothed
     is_dot = np.isfinite(drawn).sum() == 1
     axes.plot(epochs, drawn, marker="o" if is_dot else None, label=_legible(label), **look)

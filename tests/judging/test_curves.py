@@ -179,6 +179,12 @@ def test_one_run_shows_its_tokens_and_what_waiting_costs(tmp_path):
     assert curves_of(speed)["run"].tolist() == [30] * 5
     shaded = speed.collections[0].get_paths()[0].vertices[:, 1]
     np.testing.assert_allclose([shaded.min(), shaded.max()], [30, 40])  # 30 / (1 - 0.25)
+    # Averages of a constant are that constant; the pale curve is one more.
+    found, _ = panels([make_run(tmp_path / "smooth", **more)], Smoothing(share=0.4))
+    speed = found["shaded: lost to waiting for clips, 25.0% of the time"]
+    assert [line.get_ydata().tolist() for line in speed.get_lines()] == [[30.0] * 5] * 2
+    shaded = speed.collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose([shaded.min(), shaded.max()], [30, 40])
     # Where all decoded tokens are salient, both would be one curve.
     alone = make_run(tmp_path / "alone", **{**more, "loss_other": None})
     found, _ = panels([alone])
