@@ -357,10 +357,7 @@ def _sheet(
     masks = dict.fromkeys(mask_words(group.clips.masks) for group in groups)
     words = dict.fromkeys(_statistics_words(group, drawings) for group in groups)
     names = models[0].name if len(models) == 1 else f"{len(models)} checkpoints"
-    title = (
-        f"{names}: the middle frame of a clip of {len(blocks)} videos   "
-        f"{' and '.join(masks)} mask   {'; '.join(words)}"
-    )
+    title = f"{names}: middle frames   {' and '.join(masks)} mask   {'; '.join(words)}"
     averages = []
     for number, model in enumerate(models):
         of_model = records[number :: len(models)]
