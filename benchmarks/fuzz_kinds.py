@@ -655,7 +655,8 @@ def config_of_run(box: Box) -> list[str]:
     whole = json.loads((run / "config.json").read_bytes())
     box.write("run/config.json", box.json(whole), is_damaged=True)
     compare = ["compare", str(run), str(box.whole.run)]
-    return list(box.choose(compare, again(box, run), ["slurm", "status", str(run)]))
+    plot = ["plot", str(run), "--out", str(box.folder / "loss.png")]
+    return list(box.choose(compare, again(box, run), ["slurm", "status", str(run)], plot))
 
 
 def config_of_arrays(box: Box) -> list[str]:

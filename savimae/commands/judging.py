@@ -54,15 +54,7 @@ ONE_BY_ONE = (
     click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
 )
 WHOLE_CLIPS = option_group("Clips", ROOT, RATE)
-DRAWN = (
-    click.option(
-        "--videos", "n_videos", type=click.IntRange(1), default=4, show_default=True,
-        help="How many of a list or folder.",
-    ),
-    click.option(
-        "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
-    ),
-)  # fmt: skip
+ANIMATIONS = click.Choice(["mp4", "gif", "none"])
 MACHINE_ONE_BY_ONE = option_group("Machine", *ONE_BY_ONE)
 MACHINE = option_group(
     "Machine",
@@ -135,7 +127,7 @@ def _choose_machine(
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoints", metavar="CHECKPOINT...", type=PATH, nargs=-1, required=True)
 @click.argument("source", type=PATH)
 @option_group(
     "The pictures",
@@ -145,24 +137,32 @@ def _choose_machine(
         help="What brings normalised predictions back to pixels. target leaks the answer.  "
         "[visible]",
     ),
-    *DRAWN,
+    click.option("--sheet", is_flag=True, help="Many videos in one picture, DIR/sheet.png."),
+    click.option(
+        "--videos", "n_videos", type=click.IntRange(1),
+        help="How many of a list or folder.  [4; 12 on a sheet]",
+    ),
+    click.option("--animation", type=ANIMATIONS, help="[mp4; none beside a sheet]"),
 )  # fmt: skip
 @MASKS
 @CLIPS
 @OF_SALIENCY
 @MACHINE_ONE_BY_ONE
-def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
-    """Draw what a model makes of hidden patches: pictures, animations, PSNR and SSIM as JSON.
+def reconstruct(checkpoints: tuple[str, ...], source: str, out: str, **options: Any) -> None:
+    """Draw what models make of hidden patches: pictures, animations, PSNR and SSIM as JSON.
 
-    CHECKPOINT is the folder of a run, a checkpoint, or published weights. SOURCE is a video, a list
-    or a folder.
+    CHECKPOINT is the folder of a run, a checkpoint, or published weights; several are drawn side by
+    side. SOURCE is a video, a list or a folder.
+
+    Checkpoints with the same grid of tokens get the same clips and masks: those that the first one
+    was trained with, unless options say otherwise.
     """
     keep_memory()  # before the first tensor
     from savimae.judging.load import ClipOptions, MaskOptions
     from savimae.judging.reconstruct import Drawings, draw_reconstructions
 
     drawn = draw_reconstructions(
-        checkpoint, source, out, _choose_machine(**options), _make(MaskOptions, options),
+        checkpoints, source, out, _choose_machine(**options), _make(MaskOptions, options),
         _make(ClipOptions, options), _make(Drawings, options),
     )  # fmt: skip
     for path in drawn.written:
@@ -180,7 +180,11 @@ def reconstruct(checkpoint: str, source: str, out: str, **options: Any) -> None:
         help="Attention in block L, 1 to the encoder's depth.  [the last]",
     ),
     click.option("--heads", is_flag=True, help="Draw each head too."),
-    *DRAWN,
+    click.option(
+        "--videos", "n_videos", type=click.IntRange(1), default=4, show_default=True,
+        help="How many of a list or folder.",
+    ),
+    click.option("--animation", type=ANIMATIONS, default="mp4", show_default=True),
 )  # fmt: skip
 @WHOLE_CLIPS
 @OF_SALIENCY
@@ -546,11 +550,22 @@ def neighbors(
 @click.command()
 @click.argument("runs", metavar="RUN...", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, default="loss.png", show_default=True, help="The PNG to write.")
-def plot(runs: tuple[str, ...], out: str) -> None:
-    """Draw the loss and the learning rate of runs in one picture."""
-    from savimae.judging.pictures import plot_runs
+@click.option(
+    "--smooth", metavar="SHARE_OR_STEPS",
+    help="Average curves over 5% (or 0.05) of the steps, or over 200 steps; 0: as logged.  [2%]",
+)  # fmt: skip
+def plot(runs: tuple[str, ...], out: str, smooth: str | None) -> None:
+    """Draw what runs did in one picture: loss, accuracy, learning rate, clips per second.
 
-    plot_runs(list(runs), out)
+    Losses that cannot be compared have panels of their own: classifiers and pretraining, normalised
+    targets and plain pixels, all masked tokens and salient ones.
+    """
+    from savimae.judging.curves import Smoothing
+    from savimae.judging.pictures import plot_runs
+    from savimae.system.files import refuse_folder
+
+    refuse_folder(out)
+    plot_runs(list(runs), out, None if smooth is None else Smoothing.parse(smooth))
     click.echo(f"wrote {shown(out)}")
 
 

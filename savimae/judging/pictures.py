@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from savimae.data.video import open_video, write_video
+from savimae.judging.curves import Curves, Smoothing, read_curves
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import frame_maps, video_patches
 from savimae.samples.clips import Clip
@@ -24,7 +25,6 @@ from savimae.samples.masking import most_salient
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import atomic_file
 from savimae.system.progress import Progress
-from savimae.training.log import read_log
 
 PANEL_PX = 224  # smallest side of a panel; smaller frames are enlarged by a whole factor
 GAP_PX = 8
@@ -52,7 +52,15 @@ SAME = (0, 150, 70)
 N_COLORS = 10  # of matplotlib's cycle; a map tells more classes apart by their markers
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*", "<", ">", "p")
 LEGEND_ROWS, LEGEND_AREA = 38, 40
+# Okabe and Ito's (2008), which most color-blind readers tell apart, without the yellow; then the
+# same colors with other strokes.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+PALE = 0.35  # opacity of what was logged behind its average
 STRIP_PANELS = 8  # of an animation side by side
+BLOCK_PANEL_PX, PAGE_PX = 192, 2000  # smallest panel of a sheet of blocks; width of its page
+BETTER, WORSE = (0, 114, 178), (213, 94, 0)  # the first two of COLORS
+BAR_SHARE, BAR_HIGH_PX = 0.45, 12
 
 
 def inspect_video(
@@ -170,11 +178,15 @@ def draw_grid(
     column_captions: Sequence[str],
     row_captions: Sequence[str],
 ) -> Image.Image:
-    """Panels of one size as a captioned grid: `columns` across, their panels down."""
+    """Panels of one size as a captioned grid: `columns` across, their panels down.
+
+    Captions of rows may have several lines.
+    """
     side = columns[0][0].width
     font = ImageFont.load_default(FONT_PX)
     title_font = ImageFont.load_default(TITLE_PX)
-    left = MARGIN_PX + max(int(font.getlength(text)) for text in row_captions) + GAP_PX
+    lines = [line for text in row_captions for line in text.split("\n")]
+    left = MARGIN_PX + max(int(font.getlength(line)) for line in lines) + GAP_PX
     top = MARGIN_PX + TITLE_PX + 2 * GAP_PX + FONT_PX + GAP_PX
     width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
     width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
@@ -215,34 +227,162 @@ def draw_reconstruction(
         name: of the video; stands before the title of the picture.
         title: mask and error; stands on the animation as well.
     """
+    hidden_only = np.where(masked[..., None], reconstructed, np.float32(BLANK[0] / 255))
+    return _draw_predictions(
+        clip, masked, [hidden_only, reconstructed], ROWS, patch_size, tubelet_size, name, title,
+        n_columns,
+    )  # fmt: skip
+
+
+def draw_side_by_side(
+    clip: Clip,
+    masked: np.ndarray,
+    reconstructed: Sequence[np.ndarray],
+    captions: Sequence[str],
+    patch_size: int,
+    tubelet_size: int,
+    name: str,
+    title: str,
+    n_columns: int = 6,
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """As `draw_reconstruction`, of several models: a row each, pasted into what was visible.
+
+    Args:
+        clip, masked, patch_size, tubelet_size, name, title: as there.
+        reconstructed: of each model float32 `[T, S, S, 3]` in 0 to 1.
+        captions: what each model is called, in the first line, and what is said of it.
+    """
+    rows = [*ROWS[:3], *captions]
+    return _draw_predictions(
+        clip, masked, reconstructed, rows, patch_size, tubelet_size, name, title, n_columns
+    )
+
+
+def _draw_predictions(
+    clip: Clip,
+    masked: np.ndarray,
+    predictions: Sequence[np.ndarray],
+    rows: Sequence[str],
+    patch_size: int,
+    tubelet_size: int,
+    name: str,
+    title: str,
+    n_columns: int,
+) -> tuple[Image.Image, list[np.ndarray]]:
+    """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, S, S, 3]`."""
     n_frames, size = clip.pixels.shape[:2]
     grid = size // patch_size
     salient = clip.saliency.reshape(-1, grid, grid)
     side = size * math.ceil(PANEL_PX / size)
     columns, captions, animated = [], [], []
     still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
+    names = ", ".join(row.split("\n")[0] for row in rows)
     for index in range(n_frames):
-        frame, hidden = clip.pixels[index], masked[index][..., None]
-        prediction = (reconstructed[index] * 255).round().astype(np.uint8)
-        large = Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
-        panels = [
-            frame,
-            np.where(hidden, BLANK, frame),
-            np.where(hidden, prediction, BLANK),
-            np.where(hidden, prediction, frame),
-        ]
+        frame, seen = clip.pixels[index], blanked(clip.pixels[index], masked[index])
         images = [
-            Image.fromarray(panel.astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
-            for panel in panels
+            Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+            for panel in (frame, seen, *(as_pixels(each[index]) for each in predictions))
         ]
-        outlined = outline_patches(large, salient[index // tubelet_size], side // grid)
+        outlined = outline_patches(images[0], salient[index // tubelet_size], side // grid)
         column = [images[0], outlined, *images[1:]]
         caption = f"frame {clip.frame_indices[index]}"
         if index in still:
             columns.append(column)
             captions.append(caption)
-        animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}", title)))
-    return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
+        animated.append(np.asarray(_filmstrip(column, f"{caption}: {names}", title)))
+    return draw_grid(columns, f"{name}   {title}", captions, rows), animated
+
+
+def blanked(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """A frame uint8 `[S, S, 3]`, gray at `where` bool `[S, S]`."""
+    return np.where(where[..., None], np.array(BLANK, np.uint8), frame)
+
+
+def as_pixels(values: np.ndarray) -> np.ndarray:
+    """Values of 0 to 1 as uint8."""
+    return (values * 255).round().astype(np.uint8)
+
+
+def gain_words(gain_db: float) -> str:
+    """`+0.8 dB`; never -0.0."""
+    return f"{round(gain_db, 1) + 0.0:+.1f} dB"
+
+
+class Verdict(NamedTuple):
+    """What is written below a prediction on a sheet."""
+
+    text: str  # in one line
+    psnr_db: float
+    gain_db: float  # above the PSNR of means alone
+
+
+class Block(NamedTuple):
+    """A video on a sheet of reconstructions."""
+
+    name: str
+    panels: Sequence[np.ndarray]  # uint8 [S, S, 3] each, of any size
+    verdicts: Mapping[int, Verdict]  # below panels, by their number
+
+
+def draw_blocks(
+    blocks: Sequence[Block], title: str, captions: Sequence[str], notes: Sequence[str]
+) -> Image.Image:
+    """Videos, each with its panels beside each other, in as many columns as the page has room for.
+
+    They are to be read as text is: from the left to the right, then down. Below a prediction a bar
+    is as long as its gain, by one scale for the page; a loss of PSNR has the other color.
+
+    Args:
+        captions: above each panel of a video, the same for all.
+    """
+    font, title_font = ImageFont.load_default(FONT_PX), ImageFont.load_default(TITLE_PX)
+    size = len(blocks[0].panels[0])
+    side = size * math.ceil(BLOCK_PANEL_PX / size)
+    wide = len(captions) * (side + GAP_PX) + 2 * GAP_PX
+    high = side + 2 * (FONT_PX + 5) + 3 * GAP_PX
+    across = min(len(blocks), max(1, PAGE_PX // wide))
+    top = MARGIN_PX + TITLE_PX + GAP_PX + len(notes) * (FONT_PX + 5) + 2 * GAP_PX + FONT_PX
+    texts = [(title, title_font), *((note, font) for note in notes)]
+    width = max(across * wide - 3 * GAP_PX, *(math.ceil(f.getlength(text)) for text, f in texts))
+    height = top + math.ceil(len(blocks) / across) * high
+    picture = Image.new("RGB", (width + 2 * MARGIN_PX, height), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=title_font)
+    for line, note in enumerate(notes):
+        y = MARGIN_PX + TITLE_PX + GAP_PX + line * (FONT_PX + 5)
+        draw.text((MARGIN_PX, y), note, fill=INK, font=font)
+    gains = [verdict.gain_db for block in blocks for verdict in block.verdicts.values()]
+    longest = max([1.0, *map(abs, gains)])
+    for number, block in enumerate(blocks):
+        down, column = divmod(number, across)
+        left, y = MARGIN_PX + column * wide, top + down * high
+        for index, (panel, caption) in enumerate(zip(block.panels, captions, strict=True)):
+            x = left + index * (side + GAP_PX)
+            if not down:
+                text = _fitted(caption, font, side)
+                draw.text((x, y - 5), text, fill=INK, font=font, anchor="ls")
+            image = Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(image, (x, y))
+            if index in block.verdicts:
+                _write_verdict(draw, (x, y + side + 4), side, block.verdicts[index], longest)
+        named = _fitted(block.name, font, 2 * side)
+        draw.text((left, y + side + 4), named, fill=INK, font=font)
+    return picture
+
+
+def _write_verdict(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], side: int, verdict: Verdict, longest_db: float
+) -> None:
+    """A line of words at a corner, and below it a bar as long as the gain, with its number."""
+    x, y = at
+    font = ImageFont.load_default(FONT_PX)
+    draw.text((x, y), verdict.text, fill=INK, font=font)
+    y += FONT_PX + 6
+    color = BETTER if verdict.gain_db >= 0 else WORSE
+    end = x + max(1, round(BAR_SHARE * side * abs(verdict.gain_db) / longest_db))
+    draw.rectangle((x, y, end, y + BAR_HIGH_PX), fill=color)
+    gain = f"{gain_words(verdict.gain_db)} ({verdict.psnr_db:.1f})"
+    draw.text((end + 6, y + BAR_HIGH_PX // 2), gain, fill=color, font=font, anchor="lm")
 
 
 def draw_attention(
@@ -288,9 +428,9 @@ def draw_attention(
             columns.append(column)
             captions.append(caption)
         strip = _filmstrip(column, f"{caption}: {', '.join(row_captions)}", title)
-        animated.append(np.asarray(_above(strip, bar)))
+        animated.append(np.asarray(above(strip, bar)))
     picture = draw_grid(columns, f"{name}   {title}", captions, row_captions)
-    return _above(picture, bar), animated
+    return above(picture, bar), animated
 
 
 def scale_of(factors: np.ndarray) -> int:
@@ -341,7 +481,7 @@ def _color_bar(scale: int) -> Image.Image:
     return picture
 
 
-def _above(picture: Image.Image, below: Image.Image) -> Image.Image:
+def above(picture: Image.Image, below: Image.Image) -> Image.Image:
     """One picture above another, both sides even for H.264."""
     width = max(picture.width, below.width)
     height = picture.height + GAP_PX + below.height
@@ -604,39 +744,165 @@ def draw_test(folder: str, result: Mapping[str, Any]) -> list[str]:
     return written
 
 
-def plot_runs(runs: Sequence[str], out: str) -> None:
-    """Draw loss and learning rate over the epochs of one or several runs, as a PNG.
+def plot_runs(runs: Sequence[str], out: str, smoothing: Smoothing | None = None) -> None:
+    """Draw what the logs of runs hold, as a PNG; see `runs_figure`.
+
+    Args:
+        smoothing: of the curves; None: as `Smoothing` has it.
 
     Raises:
-        UsageError, SavimaeError: a folder without a log, or matplotlib is not installed.
+        UsageError, SavimaeError: as `read_curves`, or matplotlib is not installed.
     """
-    logs = [read_log(run) for run in runs]
-    figure = new_figure((9, 6.5))
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for number, (run, log) in enumerate(zip(runs, logs, strict=True)):
-        epochs = [line["epoch"] for line in log]
-        marker = "o" if len(log) == 1 else None
-        name = shown(os.path.normpath(run))
-        color = f"C{number}"
-        top.plot(epochs, [line["loss"] for line in log], color, marker=marker, label=name)
-        if len(runs) == 1:
-            for key, style, label in (
-                ("loss_salient", "--", "salient tokens"), ("loss_other", ":", "other tokens"),
-            ):  # fmt: skip
-                values = [line.get(key) for line in log]
-                if any(value is not None for value in values):
-                    top.plot(epochs, values, "C7", linestyle=style, label=label)
-        bottom.plot(epochs, [line["lr"] for line in log], color, marker=marker)
-    top.set_ylabel("loss")
-    top.legend()
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("epoch")
-    bottom.set_ylim(bottom=0)
-    bottom.ticklabel_format(axis="y", scilimits=(-2, 2))
-    for axes in (top, bottom):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    write_figure(figure, out)
+    write_figure(runs_figure(read_curves(runs), smoothing or Smoothing()), out)
+
+
+def runs_figure(curves: Sequence[Curves], smoothing: Smoothing) -> Any:
+    """Losses, accuracies and learning rate over the epochs; of one run also clips per second.
+
+    Pretraining runs are on the left and classifiers on the right, each with epochs of their own.
+    Losses that cannot be compared have panels of their own.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    colored = [
+        (
+            each,
+            {"color": COLORS[number % len(COLORS)], "linestyle": STYLES[number // len(COLORS) % 4]},
+        )
+        for number, each in enumerate(curves)
+    ]
+    columns = [
+        [each for each in colored if each[0].is_classifier is kind] for kind in (False, True)
+    ]
+    columns = [column for column in columns if column]
+    panels = [_panels_of(column) for column in columns]
+    heights = [sum(height for height, _, _ in each) for each in panels]
+    figure = new_figure((9 if len(columns) == 1 else 15, 1 + 1.15 * max(heights)))
+    parts = figure.subfigures(1, len(columns), squeeze=False, wspace=0.03)[0]
+    for part, column in zip(parts, panels, strict=True):
+        ratios = [height for height, _, _ in column]
+        all_axes = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=ratios)
+        for axes, (_, draw, shown_runs) in zip(all_axes[:, 0], column, strict=True):
+            draw(axes, shown_runs, smoothing)
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        all_axes[-1, 0].set_xlabel("epoch")
+        all_axes[-1, 0].set_xlim(left=0)
+    return figure
+
+
+Colored = tuple[Curves, dict[str, Any]]  # curves, and matplotlib's color and style for them
+
+
+def _panels_of(column: Sequence[Colored]) -> list[tuple[int, Any, Sequence[Colored]]]:
+    """The panels of a column from the top: height, what draws it, and its runs."""
+    losses = dict.fromkeys(curves.loss for curves, _ in column)
+    panels: list[tuple[int, Any, Sequence[Colored]]] = [
+        (3, _draw_loss, [each for each in column if each[0].loss == loss]) for loss in losses
+    ]
+    if column[0][0].is_classifier:
+        panels.append((3, _draw_accuracy, column))
+    panels.append((1, _draw_rate, column))
+    if len(column) == 1 and column[0][0].has("clips_per_s"):
+        panels.append((1, _draw_speed, column))
+    return panels
+
+
+def _draw_loss(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """A panel of losses that can be compared, with that of means alone."""
+    words, of_means = runs[0][0].loss
+    is_smoothed = False
+    for curves, look in runs:
+        is_smoothed |= _draw_series(axes, curves, "loss", smoothing, curves.name, **look)
+    (curves, look), *others = runs
+    if not others and curves.has("loss_salient") and curves.has("loss_other"):
+        for key, stroke, label in (
+            ("loss_salient", "--", "salient tokens"), ("loss_other", ":", "other tokens"),
+        ):  # fmt: skip
+            thin = {**look, "linestyle": stroke, "linewidth": 1}
+            _draw_series(axes, curves, key, smoothing, label, **thin)
+    if of_means is not None:
+        axes.axhline(
+            of_means, color="0.35", linewidth=0.9, linestyle=(0, (9, 3)),
+            label=f"means alone: {of_means:.3f}",
+        )  # fmt: skip
+    _set_title(axes, words)
+    axes.set_ylabel("loss")
+    averaged = f"averages over {smoothing.words};\npale: as logged"
+    _draw_legend(axes, averaged if is_smoothed else None)
+
+
+def _draw_accuracy(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """Top-1 of classifiers: in training as lines, in the test as marks."""
+    for curves, look in runs:
+        name = "" if len(runs) == 1 else f"{curves.name}, "
+        if curves.has("train_top1"):
+            train = {**look, "linestyle": "--"}
+            _draw_series(axes, curves, "train_top1", smoothing, f"{name}training", **train)
+        if curves.tests:
+            epochs, top1 = curves.top1
+            axes.plot(epochs, top1, marker="o", label=f"{name}test: {top1[-1]:.3f}", **look)
+    _set_title(axes, "top-1: share of clips (training) and of videos (test) that it gets right")
+    axes.set_ylabel("top-1")
+    axes.set_ylim(0, 1.02)
+    _draw_legend(axes, None)
+
+
+def _draw_rate(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    del smoothing
+    for curves, look in runs:
+        _draw_series(axes, curves, "lr", None, curves.name, **look)
+    axes.set_ylabel("learning rate")
+    axes.set_ylim(bottom=0)
+    axes.ticklabel_format(axis="y", scilimits=(-2, 2))
+
+
+def _draw_speed(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """Clips per second, and how many it would be if nothing waited for clips."""
+    ((curves, look),) = runs
+    _draw_series(axes, curves, "clips_per_s", smoothing, curves.name, **look)
+    if curves.has("data_wait_share"):
+        waiting = np.clip(np.nan_to_num(curves.values("data_wait_share")), 0, 0.99)
+        epochs, logged, speed = curves.series("clips_per_s", smoothing)
+        unhindered = logged / (1 - waiting)
+        ends = curves.averaged(unhindered, smoothing)
+        axes.fill_between(
+            epochs, logged if speed is None else speed, unhindered if ends is None else ends,
+            color=look["color"], alpha=0.2, linewidth=0,
+        )  # fmt: skip
+        _set_title(axes, f"shaded: lost to waiting for clips, {waiting.mean():.1%} of the time")
+    axes.set_ylabel("clips/s")
+    axes.set_ylim(bottom=0)
+
+
+def _draw_series(
+    axes: Any, curves: Curves, key: str, smoothing: Smoothing | None, label: str, **look: Any
+) -> bool:
+    """A curve, over a pale one of what was logged if it is an average; whether it is."""
+    epochs, logged, smoothed = curves.series(key, smoothing)
+    if smoothed is not None:
+        axes.plot(epochs, logged, **{**look, "alpha": PALE, "linewidth": 0.8}, zorder=1.5)
+    drawn = logged if smoothed is None else smoothed
+    is_dot = np.isfinite(drawn).sum() == 1
+    axes.plot(epochs, drawn, marker="o" if is_dot else None, label=_legible(label), **look)
+    return smoothed is not None
+
+
+def _legible(label: str) -> str:
+    """matplotlib leaves names that begin with _ out of legends."""
+    return f" {label}" if label.startswith("_") else label
+
+
+def _set_title(axes: Any, words: str) -> None:
+    axes.set_title(words, loc="left", fontsize="medium").set_parse_math(False)
+
+
+def _draw_legend(axes: Any, title: str | None) -> None:
+    """A legend whose names mean what they say, $ too."""
+    legend = axes.legend(title=title, fontsize="small", title_fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:
