@@ -186,7 +186,7 @@ def draw_reconstructions(
 def _grid(model: Model) -> tuple[int, ...]:
     """What must be the same for two models to get the same clips and masks."""
     shape = model.pretrained.config
-    return shape.image_size, shape.num_frames, shape.patch_size, shape.tubelet_size
+    return shape.input_size, shape.num_frames, shape.patch_size, shape.tubelet_size
 
 
 def _is_of_salient(model: Model) -> bool:
