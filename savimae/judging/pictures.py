@@ -170,12 +170,15 @@ def draw_grid(
     column_captions: Sequence[str],
     row_captions: Sequence[str],
 ) -> Image.Image:
-    """Panels of one size as a captioned grid: `columns` across, their panels down."""
+    """Panels of one size as a captioned grid: `columns` across, their panels down.
+
+    Without a title there is no room for one.
+    """
     side = columns[0][0].width
     font = ImageFont.load_default(FONT_PX)
     title_font = ImageFont.load_default(TITLE_PX)
     left = MARGIN_PX + max(int(font.getlength(text)) for text in row_captions) + GAP_PX
-    top = MARGIN_PX + TITLE_PX + 2 * GAP_PX + FONT_PX + GAP_PX
+    top = MARGIN_PX + (TITLE_PX + 2 * GAP_PX if title else 0) + FONT_PX + GAP_PX
     width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
     width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
     height = top + len(row_captions) * (side + GAP_PX) - GAP_PX + MARGIN_PX
@@ -242,7 +245,7 @@ def draw_reconstruction(
             columns.append(column)
             captions.append(caption)
         animated.append(np.asarray(_filmstrip(column, f"{caption}: {', '.join(ROWS)}", title)))
-    return draw_grid(columns, f"{name}   {title}", captions, ROWS), animated
+    return draw_grid(columns, f"{name}   {title}".strip(), captions, ROWS), animated
 
 
 def draw_attention(

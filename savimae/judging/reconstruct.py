@@ -40,6 +40,7 @@ from savimae.judging.pictures import (
 from savimae.model.config import CHANNELS, VideoMAEConfig
 from savimae.model.loss import TARGET_EPS
 from savimae.model.videomae import VideoMAE
+from savimae.samples.clips import Clip
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import refuse_file, write_json
 from savimae.system.progress import Progress
@@ -124,7 +125,47 @@ def _draw(
 ) -> tuple[list[str], dict[str, Any]]:
     """Draw the clip of one video: the files that were written, and its record."""
     shape, video = pretrained.model.config, clips.videos[index]
-    statistics = drawings.statistics or "visible"
+    of_clip = reconstruct_clip(pretrained, clips, index, machine, drawings.statistics)
+    picture, frames = draw_reconstruction(
+        of_clip.clip, of_clip.result.pixels, of_clip.result.masked, shape.patch_size,
+        shape.tubelet_size, shown(os.path.basename(video.name)), of_clip.title,
+    )  # fmt: skip
+    written = [os.path.join(out, f"{video.name}.png")]
+    write_picture(written[0], picture)
+    if drawings.animation != "none":
+        written.append(os.path.join(out, f"{video.name}.{drawings.animation}"))
+        rate = open_video(video.path).frames_per_s or FRAMES_PER_S
+        write_animation(written[1], frames, rate / clips.reader.config.sampling_rate)
+    return written, of_clip.record
+
+
+class ReconstructedClip(NamedTuple):
+    """What became of one masked clip."""
+
+    clip: Clip
+    result: Reconstruction
+    title: str  # mask, loss and error in words
+    record: dict[str, Any]  # as in reconstruction.json
+
+
+def reconstruct_clip(
+    pretrained: Pretrained,
+    clips: MaskedClips,
+    index: int,
+    machine: Machine,
+    statistics: str | None = None,
+) -> ReconstructedClip:
+    """Reconstruct the clip of one video, and measure how near that comes.
+
+    Args:
+        statistics: see `reconstruct`; None: visible.
+
+    Raises:
+        SavimaeError: a video or array that cannot be read, or predictions that are no finite
+            numbers.
+    """
+    shape, video = pretrained.model.config, clips.videos[index]
+    statistics = statistics or "visible"
     clip, mask = clips.read(index, 0)
     with machine.autocast():
         result = reconstruct(pretrained.model, clip.pixels, mask, statistics)
@@ -141,17 +182,7 @@ def _draw(
         f"loss {result.loss:.3f}, PSNR {ours.psnr_db:.1f} dB (means alone "
         f"{means.psnr_db:.1f})   {FROM[statistics] if shape.norm_target else 'pixels as predicted'}"
     )
-    picture, frames = draw_reconstruction(
-        clip, result.pixels, result.masked, shape.patch_size, shape.tubelet_size,
-        shown(os.path.basename(video.name)), title,
-    )  # fmt: skip
-    written = [os.path.join(out, f"{video.name}.png")]
-    write_picture(written[0], picture)
-    if drawings.animation != "none":
-        written.append(os.path.join(out, f"{video.name}.{drawings.animation}"))
-        rate = open_video(video.path).frames_per_s or FRAMES_PER_S
-        write_animation(written[1], frames, rate / clips.reader.config.sampling_rate)
-    return written, {
+    return ReconstructedClip(clip, result, title, {
         "video": video.path,
         "frames": clip.frame_indices.tolist(),
         "mask": mask_words(clips.masks),
@@ -162,7 +193,7 @@ def _draw(
         "ssim": round(ours.ssim, 4),
         "psnr_db_of_means": round(means.psnr_db, 3),
         "ssim_of_means": round(means.ssim, 4),
-    }
+    })  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- back to pixels
