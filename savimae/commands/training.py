@@ -372,6 +372,9 @@ def _report(run: str) -> None:
     if not find_world().is_main:
         return
     try:
-        report_at_end(run)
+        written = report_at_end(run)
     except Exception as error:
         click.echo(f"note: no report was written: {one_line(error)}", err=True)
+        return
+    if written is not None:
+        click.echo(f"wrote {shown(written)}")

@@ -26,7 +26,7 @@ from savimae.judging.report.html import (
     table,
 )
 from savimae.judging.report.page import footer, write_page
-from savimae.judging.report.run import Run, means_alone, name_of
+from savimae.judging.report.run import Run, means_alone, name_of, reading
 from savimae.study.cell import PRETRAINED
 from savimae.study.plan import CELLS, RESULT, cell_folder
 from savimae.study.report import PICTURE, TEXT
@@ -43,10 +43,13 @@ def write_study_report(folder: str, out: str) -> None:
     Raises:
         SavimaeError: it has no report of its own yet, or files that cannot be read.
     """
-    write_page(out, study_page(folder))
+    with reading(folder, "a file of this study is not as savimae writes it"):
+        text = study_page(folder)
+    write_page(out, text)
 
 
 def study_page(folder: str) -> str:
+    """The whole page of `write_study_report`."""
     settings = read_settings(folder)
     title, parts = read_parts(os.path.join(folder, TEXT))
     ways = [str(way) for way in settings.get("ways", {})]

@@ -20,10 +20,14 @@ from runs import command, make_videos
 
 from savimae.cli import cli
 from savimae.commands.options import train_config
+from savimae.data.lists import read_list
+from savimae.data.video import open_video
 from savimae.judging.report import page as report_page
 from savimae.judging.report.chart import Level, Line, line_chart, thinned, ticks
 from savimae.judging.report.html import element, join, picture, table
 from savimae.judging.report.run import Run, means_alone
+from savimae.saliency.config import SaliencyConfig
+from savimae.saliency.frames import video_patches
 
 BAD = "<script>alert('1')</script>"  # a class that must be harmless
 SHAPE = {
@@ -189,6 +193,7 @@ def test_the_report_of_a_classifier(classifier):
 def test_what_is_no_run_or_no_result_is_one_line(run, classifier, tmp_path):
     other = write_run(tmp_path / "other", "pretraining", steps(1.0))
     empty = write_run(tmp_path / "empty", "pretraining", [START])
+    damaged = write_run(tmp_path / "damaged", "pretraining", [{**START, "versions": []}, *steps(1)])
     broken = write_result(tmp_path / "broken", "probe.json", {"scores": [{"features": 3}]})
     torn = tmp_path / "torn"
     torn.mkdir()
@@ -200,6 +205,7 @@ def test_what_is_no_run_or_no_result_is_one_line(run, classifier, tmp_path):
         ((tmp_path,), 2, "no config.json in it"),
         ((arrays,), 2, "arrays: holds neither a run nor a study"),
         ((empty,), 1, "log.jsonl: no step has been logged yet"),
+        ((damaged,), 1, "damaged: its config.json or log.jsonl is not as savimae writes it"),
         ((study,), 1, "study.md: not there yet; write it with `savimae study … --collect`"),
         ((study, classifier), 2, "is a study, whose results lie in its cells"),
         ((run, tmp_path), 2, "no result in it; name the --out of `savimae probe`"),
@@ -282,13 +288,16 @@ def videos(tmp_path_factory):
 def trained(videos):
     """A run of the command line, from a folder that is no longer the working directory."""
     root = videos.parent
-    sizes = ("--input-size", "32", "--workers", "1")
-    assert savimae("preprocess", videos, root / "arrays", *sizes).returncode == 0
+    for video in read_list(str(videos)).videos:
+        path = root / f"arrays/{video.name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, video_patches(open_video(video.path), SaliencyConfig(32, 16)))
     words = command("list.txt", "run", saliency_root="arrays", steps=2)
     place = words.index("--epochs")
     del words[place : place + 2]
     done = savimae(*words, cwd=root)
     assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("run: 2 steps done\nwrote run/report.html\n")
     return root / "run"
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from savimae.judging.report.chart import Level, Line, line_chart
 from savimae.judging.report.html import Html, element, join, note, paragraphs, table
 from savimae.judging.report.run import CLASSIFIER, PRETRAINING, Run, clock, count, means_alone
-from savimae.model.config import describe
 from savimae.system.errors import shown
 from savimae.training.checkpoint import FOLDER, LAST
 
@@ -23,13 +22,13 @@ def sentence(run: Run) -> str:
     how_far = f"{done:,} steps ({last['epoch']:.4g} epochs)"
     if done < run.total_steps:
         how_far = f"{done:,} of {run.total_steps:,} steps so far ({last['epoch']:.4g} epochs)"
-    model = describe(run.shape)
+    size = f"{run.shape.encoder_dim} wide, {run.shape.encoder_depth} blocks deep"
     if run.kind == CLASSIFIER:
         start = "an untrained encoder" if settings.get("untrained") else "the encoder of "
         start += "" if settings.get("untrained") else shown(str(settings.get("checkpoint")))
         tested = run.number_of_videos("test_videos")
         return (
-            f"A classifier of videos, {model}, fine-tuned from {start} on "
+            f"A classifier of videos ({size}), fine-tuned from {start} on "
             f"{run.number_of_videos()} labelled videos in {how_far}, and tested on {tested} others."
         )
     visible = last.get("visible_tokens")
@@ -38,15 +37,17 @@ def sentence(run: Run) -> str:
         f"learns to reconstruct {_hidden(settings)}."
     )  # fmt: skip
     return (
-        f"A video encoder, {model}, pretrained without labels on {run.number_of_videos()} videos "
+        f"A video encoder ({size}), pretrained without labels on {run.number_of_videos()} videos "
         f"in {how_far}.{sees}"
     )
 
 
 def _hidden(settings: dict[str, Any]) -> str:
-    what = "the salient ones of the hidden" if settings.get("decode") == "salient" else "the hidden"
-    if settings.get("decoder_mask_ratio"):
-        what = "a part of the hidden"
+    what = "those that are hidden"
+    if settings.get("decode") == "salient":
+        what = "those that are hidden and salient"
+    elif settings.get("decoder_mask_ratio"):
+        what = "a part of those that are hidden"
     kind = settings.get("mask_type")
     if "mask_ratio" in settings:
         return f"{what} ({kind} masks hide {settings['mask_ratio']:.0%})"

@@ -33,7 +33,7 @@ from savimae.judging.report.html import (
     table,
 )
 from savimae.judging.report.page import Looked
-from savimae.judging.report.run import PRETRAINING, Run
+from savimae.judging.report.run import DAMAGED, PRETRAINING, Run, reading
 from savimae.saliency.arrays import array_path, find_cut, load_array
 from savimae.saliency.config import CHANGE, FRAME_MEAN, SaliencyConfig
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
@@ -50,8 +50,15 @@ KEY = np.uint64(0)  # breaks ties between tokens that change equally; nothing el
 
 
 def look(run: Run, machine: Machine) -> Looked:
-    """Look at the videos of a run, and let its last checkpoint reconstruct some of them."""
-    with Progress("looking at the videos", delay_s=1.0) as progress:
+    """Look at the videos of a run, and let its last checkpoint reconstruct some of them.
+
+    Raises:
+        SavimaeError: files of the run that are not as commands write them.
+    """
+    with (
+        reading(run.folder, DAMAGED),
+        Progress("looking at the videos", delay_s=1.0) as progress,
+    ):
         try:
             found = _find(run)
             looking = _Looking(run, found, progress)

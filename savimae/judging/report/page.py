@@ -52,11 +52,13 @@ from savimae.judging.report.results import (
     own_test,
 )
 from savimae.judging.report.run import (
+    DAMAGED,
     PRETRAINING,
     Run,
     count,
     means_alone,
     name_of,
+    reading,
 )
 from savimae.system.errors import shown
 from savimae.system.files import atomic_file
@@ -81,9 +83,11 @@ def write_run_report(run: Run, results: Sequence[Result], out: str, looked: Look
         looked: None: nothing was looked at, the page says how that is done.
 
     Raises:
-        SavimaeError: a result that is not what its command writes.
+        SavimaeError: files of the run, or a result, that are not as commands write them.
     """
-    write_page(out, run_page(run, results, looked))
+    with reading(run.folder, DAMAGED):
+        text = run_page(run, results, looked)
+    write_page(out, text)
 
 
 def write_page(out: str, text: str) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from savimae.judging.report.run import CLASSIFIER, PRETRAINING, Run
+from savimae.judging.report.run import CLASSIFIER, PRETRAINING, Run, reading
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import parse_json
 from savimae.training.checkpoint import FOLDER
@@ -149,10 +149,8 @@ def checked(result: Result, make: Callable[[Result], Made]) -> Made:
     Raises:
         SavimaeError: it is not what its command writes.
     """
-    try:
+    with reading(
+        result.path,
+        f"not a result as `savimae {result.kind}` writes it; make it again, or leave it out",
+    ):
         return make(result)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise SavimaeError(
-            f"{shown(result.path)}: not a result as `savimae {result.kind}` writes it "
-            f"({one_line(error)}); make it again, or leave it out"
-        ) from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from savimae.model.config import VideoMAEConfig
@@ -14,6 +16,7 @@ from savimae.system.settings import CONFIG
 from savimae.training.log import LOG, read_lines, read_settings
 
 PRETRAINING, CLASSIFIER, STUDY = "pretraining", "classifier", "study"  # kinds of what is reported
+DAMAGED = f"its {CONFIG} or {LOG} is not as savimae writes it; mend or remove it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,19 @@ class Run:
         folders = [last] if isinstance(last, str) else [os.getcwd(), above]
         paths = [os.path.join(folder, path) for folder in folders]
         return next((each for each in paths if os.path.exists(each)), None)
+
+
+@contextlib.contextmanager
+def reading(path: str, remedy: str) -> Iterator[None]:
+    """Content that is not what it should be becomes an error that names its file.
+
+    Raises:
+        SavimaeError: instead of what Python says of values of other kinds.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise SavimaeError(f"{shown(path)}: {remedy} ({one_line(error)})") from error
 
 
 def means_alone(shape: VideoMAEConfig) -> float | None:
