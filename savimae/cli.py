@@ -24,6 +24,7 @@ from savimae.commands.judging import (
     predict,
     probe,
     reconstruct,
+    report,
     test,
 )
 from savimae.commands.options import both_spellings
@@ -61,7 +62,7 @@ def cli(debug: bool) -> None:
 for command in (
     preprocess, saliency, patches, frames, index, inspect, train, finetune, predict, test, convert,
     reconstruct, attention, evaluate, features, probe, neighbors, study, plot,
-    compare, slurm, demo,
+    compare, report, slurm, demo,
 ):  # fmt: skip
     cli.add_command(command)
 

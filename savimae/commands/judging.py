@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -477,7 +478,10 @@ def probe(
     picture = f"{out}/confusion.png"
     title = f"{best.features} features, {best.classifier}: top-1 {best.top1:.3f}"
     plot_confusion(best.confusion, result.classes, title, picture)
-    write_json(f"{out}/probe.json", {**dataclasses.asdict(result), "chance": result.chance})
+    of_what = {"checkpoint": checkpoint, "train": train_list, "test": test_list}
+    write_json(
+        f"{out}/probe.json", {**of_what, **dataclasses.asdict(result), "chance": result.chance}
+    )
     if result.shared:
         click.echo(
             f"warning: the lists share {len(result.shared)} recordings, such as "
@@ -576,3 +580,42 @@ def compare(runs: tuple[str, ...]) -> None:
     from savimae.judging.compare import compare_runs
 
     click.echo(compare_runs(list(runs)))
+
+
+@click.command()
+@click.argument("run", metavar="RUN_OR_STUDY", type=PATH)
+@click.argument("results", metavar="[RESULTS]...", type=PATH, nargs=-1)
+@click.option("--out", type=PATH, metavar="FILE", help="The page.  [RUN/report.html]")
+def report(run: str, results: tuple[str, ...], out: str | None) -> None:
+    """Write one page of HTML with all that is known of a run, or of a study.
+
+    Settings, data, loss, speed, reconstructions, results, checkpoints, and the commands that
+    repeat it. RESULTS are folders that `probe`, `test`, `finetune`, `reconstruct`, `neighbors` and
+    `attention` wrote, or the file of `evaluate`; those inside RUN are found. The page needs nothing
+    but itself.
+    """
+    keep_memory()  # before the first tensor
+    from savimae.judging.load import Machine
+    from savimae.judging.report.look import look
+    from savimae.judging.report.page import REPORT, write_run_report
+    from savimae.judging.report.results import find_results
+    from savimae.judging.report.run import STUDY, Run, check_folder
+    from savimae.study.page import write_study_report
+    from savimae.system.files import refuse_folder
+    from savimae.training.log import read_settings
+
+    target = os.path.join(run, REPORT) if out is None else out
+    refuse_folder(target)
+    check_folder(run)
+    if read_settings(run).get("output") == STUDY:
+        if results:
+            raise UsageError(
+                f"{shown(run)} is a study, whose results lie in its cells; name no others"
+            )
+        write_study_report(run, target)
+    else:
+        found = Run.read(run)
+        of_others = find_results(run, results)
+        machine = Machine.choose("cpu", "auto", None)
+        write_run_report(found, of_others, target, look(found, machine))
+    click.echo(f"wrote {shown(target)}")

@@ -22,7 +22,7 @@ from savimae.commands.options import (
     train_config,
 )
 from savimae.system.allocator import keep_memory
-from savimae.system.errors import shown
+from savimae.system.errors import one_line, shown
 
 
 @click.command()
@@ -234,7 +234,11 @@ def train(allocator: str, **options: Any) -> int:
         keep_memory()  # before the first tensor
     from savimae.training.pretrain import train as run
 
-    return run(train_config(**options))
+    config = train_config(**options)
+    code = run(config)
+    if code == 0:
+        _report(config.out)
+    return code
 
 
 @click.command(cls=BriefCommand)
@@ -358,4 +362,25 @@ def finetune(allocator: str, **options: Any) -> int:
     result = read_result(config.out) if code == 0 and find_world().is_main else None
     if result is not None and has_matplotlib():
         draw_test(config.out, result)
+    if code == 0:
+        _report(config.out)
     return code
+
+
+def _report(run: str) -> None:
+    """Write RUN/report.html after training, from files alone; what goes wrong is one line.
+
+    A run that is done stays done: nothing here may change its exit code.
+    """
+    from savimae.judging.report.page import report_at_end
+    from savimae.training.distributed import find_world
+
+    if not find_world().is_main:
+        return
+    try:
+        written = report_at_end(run)
+    except Exception as error:
+        click.echo(f"note: no report was written: {one_line(error)}", err=True)
+        return
+    if written is not None:
+        click.echo(f"wrote {shown(written)}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from savimae.judging.names import short_names
+from savimae.model.loss import means_alone
 from savimae.saliency.config import FRAME_MEAN
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.settings import CONFIG
@@ -172,10 +173,7 @@ def _squared_error(run: str, settings: Mapping[str, Any]) -> Loss:
         tokens = f"salient masked tokens ({shown(which)})"
     target = "normalised" if is_normalized else "plain"
     words = f"mean squared error: {tokens} of {t} x {side} x {side} pixels, {target}"
-    # A channel of n values is divided by the root of its unbiased variance, so that the squares of
-    # what the mean leaves add up to n - 1: less in flat tokens only, by TARGET_EPS.
-    n = t * side * side
-    return Loss(words, 1 - 1 / n if is_normalized else None)
+    return Loss(words, means_alone(t * side * side) if is_normalized else None)
 
 
 def _cross_entropy(run: str, settings: Mapping[str, Any]) -> Loss:

@@ -180,14 +180,14 @@ def draw_grid(
 ) -> Image.Image:
     """Panels of one size as a captioned grid: `columns` across, their panels down.
 
-    Captions of rows may have several lines.
+    Captions of rows may have several lines. Without a title there is no room for one.
     """
     side = columns[0][0].width
     font = ImageFont.load_default(FONT_PX)
     title_font = ImageFont.load_default(TITLE_PX)
     lines = [line for text in row_captions for line in text.split("\n")]
     left = MARGIN_PX + max(int(font.getlength(line)) for line in lines) + GAP_PX
-    top = MARGIN_PX + TITLE_PX + 2 * GAP_PX + FONT_PX + GAP_PX
+    top = MARGIN_PX + (TITLE_PX + 2 * GAP_PX if title else 0) + FONT_PX + GAP_PX
     width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
     width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
     height = top + len(row_captions) * (side + GAP_PX) - GAP_PX + MARGIN_PX
@@ -290,7 +290,7 @@ def _draw_predictions(
             columns.append(column)
             captions.append(caption)
         animated.append(np.asarray(_filmstrip(column, f"{caption}: {names}", title)))
-    return draw_grid(columns, f"{name}   {title}", captions, rows), animated
+    return draw_grid(columns, f"{name}   {title}".strip(), captions, rows), animated
 
 
 def blanked(frame: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -236,6 +236,31 @@ def _reconstruct(group: Group, index: int, machine: Machine, drawings: Drawings)
     return made
 
 
+class ReconstructedClip(NamedTuple):
+    """What one model made of a masked clip."""
+
+    clip: Clip
+    result: Reconstruction
+    title: str  # mask, loss and error in words
+    record: dict[str, Any]  # as in reconstruction.json
+
+
+def reconstruct_clip(
+    pretrained: Pretrained, clips: MaskedClips, index: int, machine: Machine
+) -> ReconstructedClip:
+    """Reconstruct the clip of one video, with statistics of visible tokens.
+
+    Raises:
+        SavimaeError: a video or array that cannot be read, or predictions that are no finite
+            numbers.
+    """
+    group, drawings = Group(clips, [Model("", pretrained)]), Drawings()
+    made = _reconstruct(group, index, machine, drawings)
+    return ReconstructedClip(
+        made.clip, made.results[0], _title_alone(made, drawings), made.records[0]
+    )
+
+
 def _mean(losses: np.ndarray) -> float | None:
     return round(float(losses.mean(dtype=np.float64)), 4) if len(losses) else None
 
@@ -267,16 +292,20 @@ def _draw(video: Video, made: Sequence[Made], out: str, drawings: Drawings) -> l
 
 def _draw_alone(video: Video, made: Made, drawings: Drawings) -> Picture:
     """The picture and the animation of one model."""
-    (result,), (record,) = made.results, made.records
+    (result,) = made.results
     shape = made.group.models[0].pretrained.config
-    title = (
+    return draw_reconstruction(
+        made.clip, result.pixels, result.masked, shape.patch_size, shape.tubelet_size,
+        shown(os.path.basename(video.name)), _title_alone(made, drawings),
+    )  # fmt: skip
+
+
+def _title_alone(made: Made, drawings: Drawings) -> str:
+    (record,) = made.records
+    return (
         f"{_mask_title(made)}   {_loss_words(record)}, PSNR {record['psnr_db']:.1f} dB (means "
         f"alone {record['psnr_db_of_means']:.1f})   {_statistics_words(made.group, drawings)}"
     )
-    return draw_reconstruction(
-        made.clip, result.pixels, result.masked, shape.patch_size, shape.tubelet_size,
-        shown(os.path.basename(video.name)), title,
-    )  # fmt: skip
 
 
 def _draw_group(video: Video, made: Made, drawings: Drawings) -> Picture:

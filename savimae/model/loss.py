@@ -27,6 +27,15 @@ def normalize_tokens(pixels: Tensor) -> Tensor:
     return (pixels - mean) / (variance.sqrt() + TARGET_EPS)
 
 
+def means_alone(n: int) -> float:
+    """The loss of predicting but the mean of each token of n pixels, if targets are normalised.
+
+    A channel is divided by the root of its unbiased variance, so that the squares of what the mean
+    leaves add up to n - 1: less in flat tokens only, by TARGET_EPS.
+    """
+    return 1 - 1 / n
+
+
 def targets(tokens: Tensor, is_normalized: bool) -> Tensor:
     """What tokens `[M, t*P*P*3]` are predicted as: pixels in 0 to 1, float32, maybe normalised."""
     pixels = unit_float(tokens).view(len(tokens), -1, CHANNELS)

@@ -232,6 +232,12 @@ class SaveEvery:
     steps: int | None = None
     minutes: float | None = None
 
+    def __str__(self) -> str:
+        """As `parse` reads it."""
+        if self.epochs is not None:
+            return f"{self.epochs}ep"
+        return f"{self.minutes:g}min" if self.steps is None else f"{self.steps}steps"
+
     @classmethod
     def parse(cls, text: str) -> SaveEvery:
         """ "10ep", "200steps" or "15min".

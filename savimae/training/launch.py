@@ -31,7 +31,7 @@ from savimae.training.loop import Loop, Task
 from savimae.training.machine import PRECISIONS
 from savimae.training.plan import Plan
 from savimae.training.schedule import Schedule
-from savimae.training.setup import LENGTH, RESUME_AUTO, RESUME_NEVER, RunConfig, Setup
+from savimae.training.setup import LENGTH, RESUME_AUTO, RESUME_NEVER, RunConfig, Setup, command_of
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 LONGER = "To make the run longer, give --extend"
@@ -205,7 +205,10 @@ def _start_event(setup: Setup, loop: Loop) -> dict[str, Any]:
         "step": loop.step,
         "total_steps": loop.total_steps,
         "time": round(time.time(), 1),
+        "command": command_of(config),
+        "folder": os.getcwd(),
         "data": config.data,
+        "root": config.root,
         "processes": setup.world.size,
         "batch_size": config.batch_size,
         "accumulate": config.accumulate,

@@ -133,9 +133,18 @@ def options_of(config: RunConfig, leave_out: Collection[str] = ()) -> list[str]:
             name = "train"
         if isinstance(value, bool):
             options.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, tuple):
+            options += [f"--{name} {each}" for each in value]
         else:
             options.append(f"--{name} {shown(shlex.quote(str(0 if value is None else value)))}")
     return options
+
+
+def command_of(config: RunConfig) -> str:
+    """A command line that makes this config, in one line for a shell; --resume is not told."""
+    checkpoint = vars(config).get("checkpoint")
+    kind = "train" if checkpoint is None else f"finetune {shown(shlex.quote(checkpoint))}"
+    return " ".join(["savimae", kind, *options_of(config, ["resume"])])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,12 @@ import shutil
 
 import pytest
 from media import encode, moving_frames, savimae
+from pages import Page
 from runs import finish, hooked, log_of, same_weights
 
 from savimae.model.config import step_flops
 from savimae.study import cell as cell_module
+from savimae.study.page import read_parts
 from savimae.study.plan import Budget
 from savimae.training.pretrain import TrainConfig, steps_of_flops, train
 
@@ -104,6 +106,42 @@ def test_the_report_and_what_is_kept(done):
     assert result["chance"] == 0.5
     text = (out / "study.md").read_text()
     assert "Each of 2 ways, with 2 seeds, is pretrained for 3 steps" in text
+
+
+def test_the_page_says_what_the_study_found(done, tmp_path):
+    out, _ = done
+    found = savimae("report", out, "--out", tmp_path / "page.html")
+    assert found.returncode == 0, found.stderr
+    page = Page((tmp_path / "page.html").read_text())
+    scores = json.loads((out / "study.json").read_text())["scores"]
+    rows = page.tables["Top-1 on the test videos"]
+    assert [row[0] for row in rows[1:]] == [*dict.fromkeys(each["row"] for each in scores),
+                                            "most common class"]  # fmt: skip
+    for each in scores:
+        row = next(row for row in rows if row[0] == each["row"])
+        shown = row[rows[0].index(each["measure"])]
+        assert shown == f"{each['mean']:.3f} ± {each['deviation']:.3f}"
+    assert {"In words", "Differences", "What this does not say"} <= set(page.texts["h2"])
+    assert "No way differs clearly from savi." in page.text
+    # A chart for each way with a line for each seed, and the picture inside.
+    titles = [text for text in page.texts["title"] if text.startswith("savi over step")]
+    first, last = (log_of(out / "cells/savi/seed-1/pretrained")[n]["loss"] for n in (0, -1))
+    assert f"seed 1 from {first:.4g} to {last:.4g}; seed 2 from" in titles[0]
+    assert (tmp_path / "page.html").read_text().count("<img") == 1
+    assert any("savimae train --data" in text for text in page.texts["pre"])
+
+
+def test_markdown_of_ours_is_escaped(tmp_path):
+    (tmp_path / "study.md").write_text(
+        "# T\n\nA `<i>` **b & `c`**\n\n## H\n\n"
+        "| x | y |\n|---|---|\n| <b> | a \\| b |\n\n- one\n- <u>\n"
+    )
+    title, parts = read_parts(str(tmp_path / "study.md"))
+    assert title == "T"
+    assert parts[""] == ["<p>A <code>&lt;i&gt;</code> <strong>b &amp; <code>c</code></strong></p>"]
+    assert parts["H"][1] == "<ul><li>one</li><li>&lt;u&gt;</li></ul>"
+    assert "<td>a | b</td>" in parts["H"][0]
+    assert "&lt;b&gt;" in parts["H"][0]
 
 
 STOP_IN_PRETRAINING = """

@@ -50,6 +50,11 @@ def test_foreign_checkpoints_are_refused(data, tmp_path, content):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("text", ["10ep", "200steps", "15min"])
+def test_when_to_save_is_written_as_it_is_read(text):
+    assert str(SaveEvery.parse(text)) == text
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
