@@ -25,7 +25,7 @@ from savimae.data.video import open_video
 from savimae.judging.report import page as report_page
 from savimae.judging.report.chart import Level, Line, line_chart, thinned, ticks
 from savimae.judging.report.html import element, join, picture, table
-from savimae.judging.report.run import Run, means_alone
+from savimae.judging.report.run import Run, loss_of_means
 from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.frames import video_patches
 
@@ -272,8 +272,8 @@ def test_means_alone_is_the_loss_of_predicting_each_mean():
     model = small_model()
     output = model(clips_for(SMALL, 2), masks_for(SMALL, 2))
     found = float(output.target.double().square().mean())
-    assert means_alone(SMALL) == pytest.approx(found, rel=1e-4)  # 1e-6 beside the deviations
-    assert means_alone(small_model(norm_target=False).config) is None
+    assert loss_of_means(SMALL) == pytest.approx(found, rel=1e-4)  # 1e-6 beside the deviations
+    assert loss_of_means(small_model(norm_target=False).config) is None
 
 
 # ------------------------------------------------------------------------ at the end of training
