@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import create_json, read_json
 
 CONFIG = "config.json"
+# What the first runs of version 0.1.0 call some of their settings.
+FORMER_NAMES = {
+    "image_size": "input_size",
+    "mask_salient_ratio": "salient_mask_ratio",
+    "mask_nonsalient_ratio": "nonsalient_mask_ratio",
+}
+
+
+def named_as_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were recorded, under the names that they have now."""
+    return {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
 
 def record_config(folder: str, settings: dict[str, Any]) -> None:
@@ -39,7 +50,7 @@ def check_config(folder: str, settings: dict[str, Any], unknown: Collection[str]
             f"{shown(path)}: not a savimae config; choose another output folder, or delete this "
             "file if the folder holds nothing worth keeping"
         ) from None
-    check_settings(folder, found, settings, unknown)
+    check_settings(folder, named_as_now(found), settings, unknown)
 
 
 def check_settings(

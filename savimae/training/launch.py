@@ -17,7 +17,13 @@ from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import read_json, refuse_file, write_json
 from savimae.system.lock import sole_writer
 from savimae.system.progress import duration
-from savimae.system.settings import CONFIG, check_config, record_config, settings_that_differ
+from savimae.system.settings import (
+    CONFIG,
+    check_config,
+    named_as_now,
+    record_config,
+    settings_that_differ,
+)
 from savimae.system.signals import StopSignals
 from savimae.training.checkpoint import (
     is_plain_data,
@@ -254,6 +260,7 @@ def _checkpoint_to_resume(
     recorded = content["settings"]
     if not isinstance(recorded, dict) or not is_plain_data(recorded):
         raise SavimaeError(f"{shown(path)}: its settings are not those of a run; delete it")
+    content["settings"] = recorded = named_as_now(recorded)
     if recorded.get("output") != settings["output"]:
         raise UsageError(
             f"{shown(path)} is of another kind of run: output is {recorded.get('output')!r} there "

@@ -19,7 +19,7 @@ import torch
 from savimae import __version__
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import atomic_file, parse_json, read_json
-from savimae.system.settings import CONFIG
+from savimae.system.settings import CONFIG, named_as_now
 
 LOG = "log.jsonl"
 
@@ -160,7 +160,7 @@ def read_settings(run: str) -> dict[str, Any]:
     """
     path = os.path.join(run, CONFIG)
     try:
-        return read_json(path)
+        return named_as_now(read_json(path))
     except (OSError, ValueError) as error:
         raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
 

@@ -42,7 +42,7 @@ from savimae.samples.randomness import (
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.progress import Progress
-from savimae.system.settings import CONFIG
+from savimae.system.settings import CONFIG, named_as_now
 from savimae.training.attention_choice import (
     AUTO,
     AttentionShape,
@@ -197,7 +197,7 @@ class TrainConfig(RunConfig):
         if self.resume == RESUME_AUTO and last_checkpoint(self.out) is not None:
             # A broken config.json is reported where it is used.
             with contextlib.suppress(OSError, ValueError, TypeError):
-                recorded = read_json(os.path.join(self.out, CONFIG))
+                recorded = named_as_now(read_json(os.path.join(self.out, CONFIG)))
                 if recorded.get("init") == self.init:
                     names = [field.name for field in dataclasses.fields(VideoMAEConfig)]
                     return VideoMAEConfig(**{k: recorded[k] for k in names if k in recorded})

@@ -36,6 +36,7 @@ from savimae.model.videomae import VideoMAE
 from savimae.samples.multi_view import Views
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import atomic_file, refuse_folder
+from savimae.system.settings import named_as_now
 from savimae.training.checkpoint import last_checkpoint, read_file
 from savimae.training.classifier_test import read_result
 from savimae.training.huggingface import read_huggingface, write_huggingface
@@ -46,12 +47,6 @@ EMBEDDING = ENCODER + "patch_embed.proj.weight"
 ENCODER_BLOCK, DECODER_BLOCK = (
     rf"{part}\.blocks\.(\d{{1,9}})\." for part in ("encoder", "decoder")
 )
-# What checkpoints of version 0.1.0's first runs call fields of their config and settings.
-FORMER_NAMES = {
-    "image_size": "input_size",
-    "mask_salient_ratio": "salient_mask_ratio",
-    "mask_nonsalient_ratio": "nonsalient_mask_ratio",
-}
 NAMED = 3  # parameters of a kind that an error names
 
 
@@ -96,7 +91,7 @@ def read_weights(path: str, **shape: int) -> Weights:
         if isinstance(content.get("config"), dict) and "model" in content:
             layout, state = "savimae", _averaged(content) or content["model"]
             settings = content.get("settings")
-            fields = _renamed(content["config"])
+            fields = named_as_now(content["config"])
             classes, _ = fields.pop("classes", ()), fields.pop("n_classes", None)
             views = fields.pop("views", None)
             fields.pop("decoder_mask_ratio", None)  # stood there up to version 0.1.0's first runs
@@ -120,14 +115,9 @@ def read_weights(path: str, **shape: int) -> Weights:
         )
     check_parameters(path, state, config)
     state = {name: value.float() for name, value in state.items()}
-    settings = _renamed(settings) if isinstance(settings, dict) else {}
+    settings = named_as_now(settings) if isinstance(settings, dict) else {}
     classes = [str(name) for name in classes]
     return Weights(layout, config, state, settings, classes, _views(path, views))
-
-
-def _renamed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a config or settings under the names that they have now."""
-    return {FORMER_NAMES.get(name, name): value for name, value in fields.items()}
 
 
 def _views(path: str, fields: Any) -> Views | None:

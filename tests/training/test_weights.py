@@ -443,3 +443,18 @@ for path in sys.argv[1:]:
         print(error)
 print(mib("VmPeak") - before)
 """
+
+
+def test_former_names_of_settings_are_understood(tmp_path):
+    """Of checkpoints whose config and settings have the names of the first runs."""
+    model = small_model()
+    config = dataclasses.asdict(model.config)
+    config["image_size"] = config.pop("input_size")
+    settings = {"mask_salient_ratio": 0.5, "mask_nonsalient_ratio": 0.75, "sampling_rate": 3}
+    content = {"model": model.state_dict(), "config": config, "settings": settings}
+    torch.save(content, tmp_path / "old.pt")
+    weights = load_weights(str(tmp_path / "old.pt"))
+    assert weights.config == SMALL
+    assert weights.settings == {
+        "salient_mask_ratio": 0.5, "nonsalient_mask_ratio": 0.75, "sampling_rate": 3,
+    }  # fmt: skip
