@@ -70,10 +70,11 @@ class Run:
     @functools.cached_property
     def shape(self) -> VideoMAEConfig:
         """Raises SavimaeError for settings that are no model."""
-        names = [each.name for each in dataclasses.fields(VideoMAEConfig)]
+        names = {each.name for each in dataclasses.fields(VideoMAEConfig)}
+        names.remove("checkpoint_activations")  # no part of it, and not recorded
         try:
-            return VideoMAEConfig(**{k: self.settings[k] for k in names if k in self.settings})
-        except (TypeError, ValueError) as error:
+            return VideoMAEConfig(**{name: self.settings[name] for name in names})
+        except (KeyError, TypeError, ValueError) as error:
             raise SavimaeError(
                 f"{shown(os.path.join(self.folder, CONFIG))}: {one_line(error)}"
             ) from error
