@@ -26,7 +26,7 @@ def test_parity_with_the_published_model(golden, way):
     numbers = np.load(golden / "videomae_tiny.npz")
     shape = json.loads(str(numbers["config"]))
     config = VideoMAEConfig(
-        shape["input_size"], shape["num_frames"], shape["patch_size"], shape["tubelet_size"],
+        shape["image_size"], shape["num_frames"], shape["patch_size"], shape["tubelet_size"],
         *shape["encoder"], *shape["decoder"],
     )  # fmt: skip
     model = VideoMAE(config)

@@ -440,7 +440,7 @@ at_call = lambda n: None
     assert top1_of(run) == top1_of(expected)
     message = (
         r"layer_decay is 0\.75 there and 0\.5 here\. Choose another --out, or repeat the settings "
-        r"it was made with$"
+        r"it was made with\. What may change in a run: --epochs or --steps, to more, with --extend"
     )
     with pytest.raises(UsageError, match=message):
         finetune(finetune_config(pretrained, data, run, layer_decay=0.5))
