@@ -297,7 +297,9 @@ def index(
     if test_list is None:
         click.echo(f"{shown(list_path)}: {counts}, {len(report.missing)} missing")
     else:
-        of_recordings = f", of {report.recordings} recordings" if report.recordings else ""
+        of_recordings = ""
+        if report.recordings:
+            of_recordings = f"; {report.recordings} recordings, none of them on both sides"
         click.echo(
             f"{shown(list_path)}: {counts}; {shown(test_list)}: {report.test_videos} videos"
             f"{of_recordings}"

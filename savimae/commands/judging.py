@@ -23,6 +23,7 @@ from savimae.system.errors import EXIT_FAILURE, EXIT_STOPPED, UsageError, shown
 
 if TYPE_CHECKING:
     from savimae.judging.load import Machine
+    from savimae.samples.multi_view import Views
 
 MASKS = option_group(
     "Masks (default: as the model was trained)",
@@ -71,7 +72,11 @@ VIEWS = option_group(
     "Views, whose features are averaged",
     click.option("--clips", type=int, default=1, show_default=True, help="Spread over the time."),
     click.option(
-        "--crops", type=int, help="Squares along the longer side.  [the whole frame, pressed]"
+        "--crops",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Squares along the longer side; 0: whole frames, pressed.",
     ),
 )
 
@@ -116,6 +121,13 @@ def _make(config: Callable[..., Config], options: dict[str, Any]) -> Config:
         return config(**{name: options[name] for name in names if name in options})
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _views(options: dict[str, Any]) -> Views:
+    """Raises UsageError as `_make`."""
+    from savimae.samples.multi_view import Views
+
+    return _make(Views, {"clips": options["clips"], "crops": options["crops"] or None})
 
 
 def _choose_machine(
@@ -274,9 +286,9 @@ def features(
     from savimae.data.lists import find_readable_videos
     from savimae.judging.features import encoder_features, make_features
     from savimae.judging.load import load_trained
-    from savimae.samples.multi_view import ViewReader, Views
+    from savimae.samples.multi_view import ViewReader
 
-    machine, views = _choose_machine(**options), _make(Views, options)
+    machine, views = _choose_machine(**options), _views(options)
     videos = find_readable_videos(data, root).videos
     trained = load_trained(checkpoint, machine.device)
     try:
@@ -363,7 +375,7 @@ def predict(
         if isinstance(each, BrokenVideo):
             broken.append(each)
             continue
-        window = "" if each.start_s is None else f"  {each.start_s:8.1f} to {each.end_s:.1f} s"
+        window = "" if each.start_s is None else f"  {each.start_s:9.2f} to {each.end_s:.2f} s"
         classes = "  ".join(f"{shown(name)} {value:.3f}" for name, value in each.top(top))
         click.echo(f"{shown(each.path):{width}}{window}  {classes}")
         written.append(each)
@@ -371,7 +383,7 @@ def predict(
         click.echo(f"failed: {shown(path)}: {reason}", err=True)
     if out is not None and written:
         write_predictions(out, written)
-        click.echo(f"wrote {shown(out)}: {len(written)} lines", err=True)
+        click.echo(f"wrote {shown(out)}", err=True)
     return EXIT_FAILURE if broken else 0
 
 
@@ -412,6 +424,11 @@ def test(
         raise UsageError(str(error)) from None
     result = run_test(trained, test_list, out, reader, machine, root)
     if result is None:
+        click.echo(
+            f"stopped, and saved in {shown(out)}; run the same command again to go on (exit code "
+            f"{EXIT_STOPPED})",
+            err=True,
+        )
         return EXIT_STOPPED
     for note in result["notes"]:
         click.echo(note)
@@ -464,13 +481,12 @@ def probe(
     from savimae.judging.pictures import check_matplotlib, plot_confusion
     from savimae.judging.probe import probe as run
     from savimae.judging.probe import probe_table
-    from savimae.samples.multi_view import Views
     from savimae.system.files import write_json
 
     check_matplotlib()
     result = run(
         checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool, layer=layer,
-        views=_make(Views, options), root=root, sampling_rate=sampling_rate, seed=seed,
+        views=_views(options), root=root, sampling_rate=sampling_rate, seed=seed,
         baselines=baselines, attentive=attentive, label_counts=labels, allow_overlap=allow_overlap,
     )  # fmt: skip
     of_model = [score for score in result.scores if score.features == "pretrained"]
@@ -536,11 +552,10 @@ def neighbors(
     """
     keep_memory()  # before the first tensor
     from savimae.judging.neighbors import NeighborOptions, find_neighbors, own_class_words
-    from savimae.samples.multi_view import Views
 
     found = find_neighbors(
         checkpoint, data, out, _choose_machine(**options), _make(NeighborOptions, options),
-        pool=pool, layer=layer, views=_make(Views, options), root=root,
+        pool=pool, layer=layer, views=_views(options), root=root,
         sampling_rate=sampling_rate,
     )  # fmt: skip
     for note in found.notes:

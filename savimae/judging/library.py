@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from savimae.data.lists import Video
+from savimae.data.lists import Video, is_list
 from savimae.data.video import naming_video
 from savimae.judging.features import encoder_features
 from savimae.judging.load import (
@@ -27,8 +28,10 @@ from savimae.model.classifier import VideoClassifier
 from savimae.model.videomae import Encoder
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
+from savimae.system.errors import UsageError, shown
 from savimae.training.classifier_test import Prediction
 
+AnyPath = str | os.PathLike[str]
 REMEDY = "mend it, or leave it out"
 
 
@@ -49,13 +52,13 @@ class VideoEncoder:
 
     def features(
         self,
-        videos: str | Sequence[str],
+        videos: AnyPath | Sequence[AnyPath],
         *,
-        pool: str = "mean",
+        pool: Literal["mean", "time", "tokens"] = "mean",
         layer: int | None = None,
         clips: int = 1,
-        crops: int | None = None,
-    ) -> np.ndarray:
+        crops: int = 0,
+    ) -> NDArray[np.float32]:
         """Features of videos, averaged over their views; those of `savimae features`.
 
         Args:
@@ -63,26 +66,29 @@ class VideoEncoder:
             pool: "mean" over all tokens, "time" for one mean a time step, "tokens" for all.
             layer: of which block, from 1; None: of the last, after its norm.
             clips: of each video, spread over its time.
-            crops: squares along the longer side; None: the whole frame, pressed.
+            crops: squares along the longer side; 0: whole frames, pressed.
 
         Returns:
             float32 `[D]`, `[t_n, D]` or `[N, D]`; of several videos `[videos, …]`.
 
         Raises:
-            ValueError: another pool, no such layer, fewer than one clip or crop.
+            ValueError: another pool, no such layer, fewer than one clip, no videos.
             SavimaeError: a video cannot be decoded; names it.
         """
         source = encoder_features(self.model, pool, self._machine, layer)
-        reader = ViewReader(self.clips, Views(clips, crops))
+        reader = ViewReader(self.clips, Views(clips, crops or None))
 
-        def of_video(path: str) -> np.ndarray:
+        def of_video(path: str) -> NDArray[np.float32]:
             views = torch.from_numpy(_read(reader, path)).to(self._machine.device)
             with torch.no_grad():
                 values = [source.extract(part) for part in views.split(self._machine.batch_size)]
-            return torch.cat(values).float().mean(0).cpu().numpy()
+            of_views: NDArray[np.float32] = torch.cat(values).float().mean(0).cpu().numpy()
+            return of_views
 
         if isinstance(videos, str | os.PathLike):
             return of_video(os.fspath(videos))
+        if not len(videos):
+            raise ValueError("no videos")
         return np.stack([of_video(os.fspath(path)) for path in videos])
 
 
@@ -103,14 +109,18 @@ class TrainedVideoClassifier:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
-        self, videos: str, *, clips: int | None = None, crops: int | None = None
+        self, videos: AnyPath, *, clips: int | None = None, crops: int | None = None
     ) -> Prediction: ...
     @overload
     def predict(
-        self, videos: Sequence[str], *, clips: int | None = None, crops: int | None = None
+        self, videos: Sequence[AnyPath], *, clips: int | None = None, crops: int | None = None
     ) -> list[Prediction]: ...
     def predict(
-        self, videos: str | Sequence[str], *, clips: int | None = None, crops: int | None = None
+        self,
+        videos: AnyPath | Sequence[AnyPath],
+        *,
+        clips: int | None = None,
+        crops: int | None = None,
     ) -> Prediction | list[Prediction]:
         """Which class a video is of; probabilities are averaged over its views.
 
@@ -137,11 +147,13 @@ class TrainedVideoClassifier:
 
 
 def _read(reader: ViewReader, path: str) -> np.ndarray:
+    if is_list(path):  # FFmpeg would draw its text, and take that for a video
+        raise UsageError(f"{shown(path)}: a list; name the videos that are in it")
     with naming_video(path, REMEDY):
         return reader.read(Video(path, path))
 
 
-def load_encoder(path: str, device: str = "auto", precision: str = "auto") -> VideoEncoder:
+def load_encoder(path: AnyPath, device: str = "auto", precision: str = "auto") -> VideoEncoder:
     """The encoder of a pretrained model or of a classifier.
 
     Args:
@@ -153,11 +165,11 @@ def load_encoder(path: str, device: str = "auto", precision: str = "auto") -> Vi
         SavimaeError: not such a model, or no GPU where one is asked for.
     """
     machine = Machine.here(device, precision)
-    return VideoEncoder(load_trained(path, machine.device), machine)
+    return VideoEncoder(load_trained(os.fspath(path), machine.device), machine)
 
 
 def load_classifier(
-    path: str, device: str = "auto", precision: str = "auto"
+    path: AnyPath, device: str = "auto", precision: str = "auto"
 ) -> TrainedVideoClassifier:
     """A classifier that `savimae finetune` made, or one of another layout; see `load_encoder`.
 
@@ -165,4 +177,4 @@ def load_classifier(
         SavimaeError: not a classifier, or no GPU where one is asked for.
     """
     machine = Machine.here(device, precision)
-    return TrainedVideoClassifier(load_trained_classifier(path, machine.device), machine)
+    return TrainedVideoClassifier(load_trained_classifier(os.fspath(path), machine.device), machine)

@@ -189,7 +189,7 @@ def find_neighbors(
                 "delete this file"
             )
         everything = Compared(data, videos, found.classes, values, of_outside, queries, k)
-        return _write(everything, out, options.map_by, notes)
+        return _write(everything, checkpoint, out, options.map_by, notes)
 
 
 def _without_repetitions(videos: Sequence[Video], data: str) -> tuple[list[Video], list[str]]:
@@ -378,7 +378,7 @@ def principal_places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(centred @ axes, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
 
 
-def _write(found: Compared, out: str, map_by: str, notes: list[str]) -> Neighbors:
+def _write(found: Compared, checkpoint: str, out: str, map_by: str, notes: list[str]) -> Neighbors:
     """The sheet, the map and the numbers."""
     everywhere, elsewhere = found.own_class(), found.own_class_elsewhere()
     written = [os.path.join(out, name) for name in ("neighbors.png", "map.png", "neighbors.json")]
@@ -391,6 +391,7 @@ def _write(found: Compared, out: str, map_by: str, notes: list[str]) -> Neighbor
     title = f"{len(found.videos)} videos of {shown(os.path.basename(os.path.normpath(found.data)))}"
     plot_map(places, labels, found.names, marked, title, axes, written[1])
     write_json(written[2], {
+        "checkpoint": checkpoint,
         "data": found.data,
         "videos": len(found.videos),
         "k": found.k,

@@ -113,6 +113,11 @@ def predict_windows(
             while batch := loading.result():
                 loading = executor.submit(load)  # while this one is looked at
                 read = [each for each in batch if isinstance(each, Window)]
+                if read and not n_windows and read[0].span_s > every_s:
+                    progress.write(
+                        f"note: a clip spans {read[0].span_s:.2f} s: neighbouring windows of "
+                        f"{every_s:g} s share frames"
+                    )
                 found = _probabilities(classifier, [each.views for each in read], machine)
                 for window, row in zip(read, found, strict=True):
                     yield Prediction(
@@ -161,7 +166,7 @@ def parse_every(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{text!r} is not like 2s or 0.5s")
+        raise ValueError(f"--every {text!r} is not like 2s or 0.5s, in seconds")
     return seconds
 
 

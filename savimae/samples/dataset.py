@@ -5,6 +5,7 @@ Legend: T frames of a clip, S input size, N tokens of a clip.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class VideoClips(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        data: str,
+        data: str | os.PathLike[str],
         *,
         root: str | None = None,
         num_frames: int = 16,
@@ -87,7 +88,7 @@ class VideoClips(Dataset[dict[str, Any]]):
             )  # fmt: skip
         elif given or visible_tokens is not None:
             raise ValueError("mask ratios and visible tokens have no effect without masks")
-        found = find_readable_videos(data, root, quiet=True)
+        found = find_readable_videos(os.fspath(data), root, quiet=True)
         self.videos = found.videos
         self.classes = found.classes
         self.seed = seed
@@ -98,7 +99,13 @@ class VideoClips(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # with worker processes
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw clips and masks of this epoch from now on, in the processes of a DataLoader too."""
+        """Draw clips and masks of this epoch from now on, in the processes of a DataLoader too.
+
+        Raises:
+            ValueError: below 0.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch {epoch} is below 0")
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -112,6 +119,7 @@ class VideoClips(Dataset[dict[str, Any]]):
             `[N]`, True = masked (absent without masks); `label`, -1 for none; `index`.
 
         Raises:
+            IndexError: below 0, or beyond the last video.
             SavimaeError: the video, or its array, cannot be read; names it.
         """
         if not 0 <= index < len(self.videos):

@@ -68,6 +68,7 @@ class Window(NamedTuple):
 
     start_s: float
     end_s: float
+    span_s: float  # of a clip, from its first frame to its last
     views: np.ndarray  # uint8 [V, T, S, S, 3]
 
 
@@ -123,7 +124,9 @@ class ViewReader:
         n_frames = source.count_frames()
         if not source.frames_per_s:
             raise VideoError("does not say how many frames a second it has, which --every needs")
-        per_window = max(1, round(every_s * source.frames_per_s))
+        if every_s * source.frames_per_s < 1:
+            raise VideoError(f"has frames of {1 / source.frames_per_s:.3g} s: --every is shorter")
+        per_window = round(every_s * source.frames_per_s)
         of_windows = window_clips(n_frames, per_window, self.config, self.views.clips)
         wanted = np.unique(np.concatenate(of_windows))
         frames = zip(wanted.tolist(), source.frames_at(wanted), strict=True)
@@ -138,7 +141,7 @@ class ViewReader:
             end = min(start + per_window, n_frames)
             yield Window(
                 start / source.frames_per_s, end / source.frames_per_s,
-                self._assemble(kept, chosen),
+                self.config.span / source.frames_per_s, self._assemble(kept, chosen),
             )  # fmt: skip
 
     def _crops(self, frame: np.ndarray, resizer: FrameResizer) -> np.ndarray:

@@ -60,7 +60,13 @@ class Prediction(NamedTuple):
         return float(self.probabilities.max())
 
     def top(self, k: int) -> list[tuple[str, float]]:
-        """The `k` likeliest classes with their probabilities, likeliest first."""
+        """The `k` likeliest classes with their probabilities, likeliest first.
+
+        Raises:
+            ValueError: `k` is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
 

@@ -9,6 +9,7 @@ config.json.
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,9 @@ PRIVATE = ("checkpoint", "init")  # settings that name files of their user
 BILINEAR = 2  # Pillow's number of it
 RESULTS = ("top1", "top5")
 NAMED_CLASSES = 30  # of a model card
-_SHAPE = frozenset(field.name for field in dataclasses.fields(VideoMAEConfig))
+# Settings that a model card does not list: the shape is told in words.
+_SHAPE = {field.name for field in dataclasses.fields(VideoMAEConfig)}
+_UNTOLD = frozenset({*PRIVATE, "output", "labels", *_SHAPE})
 
 
 def read_huggingface(
@@ -260,7 +263,7 @@ def _training(weights: Weights) -> str:
         rows.append(("classes", ", ".join(weights.classes[:NAMED_CLASSES]) + more))
     rows += [
         (name, str(value)) for name, value in sorted(settings.items())
-        if isinstance(value, str | int | float) and name not in (*PRIVATE, "output", *_SHAPE)
+        if isinstance(value, str | int | float) and name not in _UNTOLD
     ]  # fmt: skip
     lines = ["| | |", "|---|---|", *(f"| {_cell(name)} | {_cell(value)} |" for name, value in rows)]
     if not settings:
@@ -271,7 +274,7 @@ def _training(weights: Weights) -> str:
 
 
 def _cell(text: str) -> str:
-    return shown(text).replace("|", "\\|")
+    return html.escape(shown(text)).replace("|", "\\|")
 
 
 def _results(results: Mapping[str, Any]) -> str:

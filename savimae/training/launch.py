@@ -270,7 +270,11 @@ def _checkpoint_to_resume(
     differing = settings_that_differ(recorded, settings, {*unknown, *lengths})
     if differing:
         of_length = settings_that_differ(recorded, settings, {*recorded, *settings} - {*LENGTH})
-        advice = LONGER if differing == of_length else f"{config.resume_advice}. {MAY_CHANGE}"
+        advice = f"{config.resume_advice}. {MAY_CHANGE}"
+        if differing == of_length:
+            total = _total_steps(recorded, setup.plan)
+            is_shorter = total is not None and setup.schedule.total_steps < total
+            advice = "A run cannot be made shorter" if is_shorter else LONGER
         raise UsageError(
             f"{shown(path)} is of a run with other settings: {'; '.join(differing)}. {advice}"
         )

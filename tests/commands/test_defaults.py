@@ -84,6 +84,8 @@ def defaults_of(command: str) -> dict[str, object]:
     defaults = dict(context.params)
     if "save_every" in defaults:
         defaults["save_every"] = tuple(map(SaveEvery.parse, defaults["save_every"]))
+    if defaults.get("crops") == 0:  # no squares: whole frames
+        defaults["crops"] = None
     return defaults
 
 

@@ -119,7 +119,7 @@ def test_classes_that_cannot_be_tested_are_noted(tmp_path):
     ]
     done = savimae(*words, "--group-pattern", r"s\d")
     assert done.returncode == 0, done.stderr
-    assert "of 4 recordings" in done.stdout
+    assert "; 4 recordings, none of them on both sides" in done.stdout
     assert "note: 1 of 5 names tell no recording, such as C/z: each is taken" in done.stderr
     assert "note: of these classes there is one recording, for training: C" in done.stderr
     # s1, s2 and s3 share classes; A and B keep one of two recordings each.

@@ -106,6 +106,12 @@ def test_windows_of_long_videos(classifier, tmp_path):
         with torch.no_grad():
             expected = classifier_at(classifier)(torch.from_numpy(window.views)).softmax(1)[0]
         np.testing.assert_allclose(list(line["probabilities"].values()), expected, atol=2e-6)
+    assert "note: a clip spans 0.32 s" not in done.stderr
+    short = savimae("predict", classifier, path, "--every", "0.2s")
+    assert "note: a clip spans 0.32 s: neighbouring windows of 0.2 s share frames" in short.stderr
+    shorter = savimae("predict", classifier, path, "--every", "0.001s")
+    assert shorter.returncode == 1
+    assert "has frames of 0.04 s: --every is shorter" in shorter.stderr
     for wrong in ("2", "0s", "-1s", "s", "infs", "nans", "1m"):
         with pytest.raises(ValueError, match=r"is not like 2s or 0\.5s"):
             parse_every(wrong)
@@ -184,7 +190,15 @@ def test_in_three_lines_of_python(classifier, data, tmp_path):
     one = encoder.features(videos[1], pool="time", clips=2, crops=2, layer=1)
     np.testing.assert_allclose(one, values[1], atol=1e-5)
     with pytest.raises(SavimaeError, match=r"nothing\.avi: no such file or folder; mend it, or"):
-        encoder.features(str(tmp_path / "nothing.avi"))
+        encoder.features(tmp_path / "nothing.avi")
+    (tmp_path / "list.txt").write_text("\n".join(videos))  # FFmpeg would make a video of its text
+    for refused in (encoder.features, trained.predict):
+        with pytest.raises(SavimaeError, match=r"list\.txt: a list; name the videos that are in"):
+            refused(tmp_path / "list.txt")
+    with pytest.raises(ValueError, match="no videos"):
+        encoder.features([])
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        found.top(0)
 
 
 def test_what_needs_an_encoder_takes_a_classifier(classifier, data, checkpoint, tmp_path):

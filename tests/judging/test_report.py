@@ -190,6 +190,23 @@ def test_the_report_of_a_classifier(classifier):
     assert f"the encoder of {BAD} on 20 labelled videos" in page.text
 
 
+def test_results_of_other_models_are_called_so(run, classifier, tmp_path):
+    """By the names that they record: a probe of this run by its checkpoint, and two of others."""
+    ours = {**PROBE, "checkpoint": f"{run}/checkpoints/last.pt"}
+    write_result(run / "probe", "probe.json", ours)
+    better = json.loads(json.dumps(PROBE))
+    for score in better["scores"]:
+        score["top1"] = 0.987
+    other = write_result(tmp_path / "o", "probe.json", {**better, "checkpoint": "elsewhere/big"})
+    done = report(run, other, classifier)
+    assert done.returncode == 0, done.stderr
+    page = Page((run / "report.html").read_text())
+    name = os.path.basename(BAD)
+    assert f"results here are of other models: o is of big, tuned is of {name}." in page.text
+    keys = dict(zip(page.texts["dt"], page.texts["dd"][::2], strict=True))
+    assert keys["Best top-1 with labels"] == "0.875"  # of this run
+
+
 def test_what_is_no_run_or_no_result_is_one_line(run, classifier, tmp_path):
     other = write_run(tmp_path / "other", "pretraining", steps(1.0))
     empty = write_run(tmp_path / "empty", "pretraining", [START])
@@ -212,7 +229,7 @@ def test_what_is_no_run_or_no_result_is_one_line(run, classifier, tmp_path):
         ((run, tmp_path / "gone"), 2, "gone: no such file or folder"),
         ((run, other), 2, "another run of pretraining"),
         ((run, broken), 1, "broken: not a result as `savimae probe` writes it"),
-        ((run, torn), 1, "test.json: JSONDecodeError"),
+        ((run, torn), 1, "test.json: damaged (JSONDecodeError"),
         ((run, "--out", tmp_path), 2, "is a folder; name a file"),
     ]:
         done = report(*words)

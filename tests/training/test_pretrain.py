@@ -530,6 +530,7 @@ def test_a_run_becomes_longer(data, tmp_path, monkeypatch, capfd):
     assert train(config(data, runs[0], **longer)) == 0  # again: nothing is left to do
     for changes, message in (
         ({"epochs": 5}, r"epochs is 4 there and 5 here\. To make the run longer, give --extend"),
+        ({"epochs": 3}, r"epochs is 4 there and 3 here\. A run cannot be made shorter"),
         ({"epochs": 3, "extend": True}, "of a run of 12 steps, which --extend does not make short"),
         ({"epochs": None, "steps": 11, "extend": True}, "make shorter: 11 were asked for"),
         ({"epochs": 5, "lr": 1.0, "extend": True}, r"lr is 0.001 there.*What may change in a run"),

@@ -30,6 +30,7 @@ from savimae.judging.report.html import (
     element,
     join,
     key_figures,
+    note,
     page,
     paragraphs,
 )
@@ -130,7 +131,10 @@ def run_page(run: Run, results: Sequence[Result], looked: Looked | None) -> str:
         Section("settings", "Settings", settings_table(run.settings, caption)),
         Section("commands", "Commands that repeat it", _commands(run, results, looked)),
     ]
-    lead = join(element("p", sentence(run), class_="lead"), keys)
+    others = [each for each in results if _is_of_another(each, run)]
+    names = ", ".join(f"{name_of(each.path)} is of {shown(str(each.model))}" for each in others)
+    warning = note(f"By what they record, results here are of other models: {names}.")
+    lead = join(element("p", sentence(run), class_="lead"), keys, warning if others else Html(""))
     sections = [each for each in sections if each.content]
     return page(run.name, lead, sections, footer())
 
@@ -149,7 +153,8 @@ def _keys(run: Run, results: Sequence[Result], own: Result | None) -> list[KeyFi
     if last.get("train_top1") is not None:
         remark = f"of training clips, whose top-1 is {last['train_top1']:.3f}"
     keys.append(KeyFigure("Loss now", f"{last['loss']:.3f}", remark))
-    best = _best(results) if run.kind == PRETRAINING else None
+    ours = [each for each in results if not _is_of_another(each, run)]
+    best = _best(ours) if run.kind == PRETRAINING else None
     if best is not None:
         keys.append(best)
     done = int(last["step"])
@@ -164,6 +169,11 @@ def _keys(run: Run, results: Sequence[Result], own: Result | None) -> list[KeyFi
         keys.append(KeyFigure("Clips a second", f"{statistics.median(rates):.3g}", waiting))
     keys.append(KeyFigure("Time of training", duration(run.seconds), _machine(run)))
     return keys
+
+
+def _is_of_another(result: Result, run: Run) -> bool:
+    """Whether a result names a model that is not called as this run is."""
+    return result.model not in (None, run.name)
 
 
 def _test_keys(result: Result) -> list[KeyFigure]:

@@ -34,7 +34,22 @@ class Result(NamedTuple):
 
     kind: str  # of KINDS
     path: str  # its folder, or the file of `evaluate`
-    content: Any  # of its JSON
+    content: Any  # of its JSON; of a classifier its run
+
+    @property
+    def model(self) -> str | None:
+        """What the model is called that it is of, as far as the result says so."""
+        recorded = None
+        if self.kind == TUNED:
+            recorded = self.content.settings.get("checkpoint")
+        elif self.kind in (PROBE, NEIGHBORS) and isinstance(self.content, dict):
+            recorded = self.content.get("checkpoint")
+        if not isinstance(recorded, str):
+            return None
+        folder, name = os.path.split(os.path.abspath(recorded))
+        if os.path.basename(folder) == FOLDER:  # RUN/checkpoints/last.pt
+            return os.path.basename(os.path.dirname(folder))
+        return name
 
 
 def find_results(folder: str, given: Sequence[str]) -> list[Result]:
@@ -140,7 +155,9 @@ def _read(path: str) -> Any:
         with open(path, "rb") as file:
             return parse_json(file.read())
     except (OSError, ValueError) as error:
-        raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
+        raise SavimaeError(
+            f"{shown(path)}: damaged ({one_line(error)}); make it again, or leave it out"
+        ) from error
 
 
 def checked(result: Result, make: Callable[[Result], Made]) -> Made:
