@@ -9,7 +9,7 @@ import importlib.util
 import io
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import imageio.v3 as imageio
@@ -270,27 +270,54 @@ def _draw_predictions(
     n_columns: int,
 ) -> tuple[Image.Image, list[np.ndarray]]:
     """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, S, S, 3]`."""
-    n_frames, size = clip.pixels.shape[:2]
-    grid = size // patch_size
-    salient = clip.saliency.reshape(-1, grid, grid)
-    side = size * math.ceil(PANEL_PX / size)
-    columns, captions, animated = [], [], []
-    still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
+
+    def below(index: int, _: Image.Image) -> list[Image.Image]:
+        seen = blanked(clip.pixels[index], masked[index])
+        return [_enlarged(each) for each in (seen, *(as_pixels(p[index]) for p in predictions))]
+
+    columns = _columns(clip, patch_size, tubelet_size, below)
     names = ", ".join(row.split("\n")[0] for row in rows)
-    for index in range(n_frames):
-        frame, seen = clip.pixels[index], blanked(clip.pixels[index], masked[index])
-        images = [
-            Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
-            for panel in (frame, seen, *(as_pixels(each[index]) for each in predictions))
-        ]
-        outlined = outline_patches(images[0], salient[index // tubelet_size], side // grid)
-        column = [images[0], outlined, *images[1:]]
+    animated = [
+        np.asarray(_filmstrip(panels, f"{caption}: {names}", title)) for panels, caption in columns
+    ]
+    still = [columns[index] for index in _still(len(columns), n_columns)]
+    panels, captions = zip(*still, strict=True)
+    return draw_grid(panels, f"{name}   {title}".strip(), captions, rows), animated
+
+
+def _columns(
+    clip: Clip,
+    patch_size: int,
+    tubelet_size: int,
+    below: Callable[[int, Image.Image], list[Image.Image]],
+) -> list[tuple[list[Image.Image], str]]:
+    """For each frame of a clip its panels and what it is called.
+
+    Args:
+        below: from the number of a frame, and the frame enlarged, the panels that follow the frame
+            and its salient tokens.
+    """
+    grid = clip.pixels.shape[1] // patch_size
+    salient = clip.saliency.reshape(-1, grid, grid)
+    columns = []
+    for index, pixels in enumerate(clip.pixels):
+        frame = _enlarged(pixels)
+        outlined = outline_patches(frame, salient[index // tubelet_size], frame.width // grid)
         caption = f"frame {clip.frame_indices[index]}"
-        if index in still:
-            columns.append(column)
-            captions.append(caption)
-        animated.append(np.asarray(_filmstrip(column, f"{caption}: {names}", title)))
-    return draw_grid(columns, f"{name}   {title}".strip(), captions, rows), animated
+        columns.append(([frame, outlined, *below(index, frame)], caption))
+    return columns
+
+
+def _enlarged(panel: np.ndarray) -> Image.Image:
+    """A panel uint8 `[S, S, 3]` by a whole factor, to PANEL_PX or more."""
+    side = len(panel) * math.ceil(PANEL_PX / len(panel))
+    return Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+
+
+def _still(n_frames: int, n_columns: int) -> list[int]:
+    """Frames of a clip that a picture shows: spread evenly, each once."""
+    spread = np.linspace(0, n_frames - 1, n_columns).round().astype(int)
+    return [int(index) for index in np.unique(spread)]
 
 
 def blanked(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
@@ -407,29 +434,23 @@ def draw_attention(
         name: of the video; stands before the title of the picture.
         title: which attention; stands on the animation as well.
     """
-    n_frames, size = clip.pixels.shape[:2]
-    grid = size // patch_size
-    salient = clip.saliency.reshape(-1, grid, grid)
+    grid = clip.pixels.shape[1] // patch_size
     scale = scale_of(factors)
     shades = shades_of(factors, scale).reshape(len(factors), -1, grid, grid)
-    side = size * math.ceil(PANEL_PX / size)
-    columns, captions, animated = [], [], []
-    still = set(np.linspace(0, n_frames - 1, n_columns).round().astype(int).tolist())
-    row_captions = ["frame", "salient tokens", *rows]
     bar = _color_bar(scale)
-    for index in range(n_frames):
-        frame = Image.fromarray(clip.pixels[index])
-        frame = frame.resize((side, side), Image.Resampling.NEAREST)
-        step = index // tubelet_size
-        outlined = outline_patches(frame, salient[step], side // grid)
-        column = [frame, outlined, *(tint(frame, each[step]) for each in shades)]
-        caption = f"frame {clip.frame_indices[index]}"
-        if index in still:
-            columns.append(column)
-            captions.append(caption)
-        strip = _filmstrip(column, f"{caption}: {', '.join(row_captions)}", title)
-        animated.append(np.asarray(above(strip, bar)))
-    picture = draw_grid(columns, f"{name}   {title}", captions, row_captions)
+    columns = _columns(
+        clip, patch_size, tubelet_size,
+        lambda index, frame: [tint(frame, each[index // tubelet_size]) for each in shades],
+    )  # fmt: skip
+    row_captions = ["frame", "salient tokens", *rows]
+    names = ", ".join(row_captions)
+    animated = [
+        np.asarray(above(_filmstrip(panels, f"{caption}: {names}", title), bar))
+        for panels, caption in columns
+    ]
+    still = [columns[index] for index in _still(len(columns), n_columns)]
+    panels, captions = zip(*still, strict=True)
+    picture = draw_grid(panels, f"{name}   {title}", captions, row_captions)
     return above(picture, bar), animated
 
 

@@ -127,8 +127,12 @@ def _views(path: str, fields: Any) -> Views | None:
         SavimaeError: others.
     """
     try:
-        return None if fields is None else Views(**fields)
-    except (TypeError, ValueError) as error:
+        if fields is None:
+            return None
+        if not all(value is None or type(value) is int for value in fields.values()):
+            raise ValueError("they are no whole numbers")
+        return Views(**fields)
+    except (TypeError, ValueError, AttributeError) as error:
         raise SavimaeError(
             f"{shown(path)}: its views of a video do not fit: {one_line(error)}"
         ) from error
