@@ -237,7 +237,7 @@ def train(allocator: str, **options: Any) -> int:
     config = train_config(**options)
     code = run(config)
     if code == 0:
-        _report(config.out)
+        _show(config.out)
     return code
 
 
@@ -352,35 +352,35 @@ def finetune(allocator: str, **options: Any) -> int:
     """
     if allocator == "keep":
         keep_memory()  # before the first tensor
-    from savimae.judging.pictures import draw_test, has_matplotlib
-    from savimae.training.classifier_test import read_result
-    from savimae.training.distributed import find_world
     from savimae.training.finetune import finetune as run
 
     config = finetune_config(**options)
     code = run(config)
-    result = read_result(config.out) if code == 0 and find_world().is_main else None
-    if result is not None and has_matplotlib():
-        draw_test(config.out, result)
     if code == 0:
-        _report(config.out)
+        _show(config.out)
     return code
 
 
-def _report(run: str) -> None:
-    """Write RUN/report.html after training, from files alone; what goes wrong is one line.
+def _show(run: str) -> None:
+    """Write RUN/report.html after training, from files alone, and draw the test of a classifier.
 
-    A run that is done stays done: nothing here may change its exit code.
+    A run that is done stays done: what goes wrong here is one line, and not its exit code.
     """
+    from savimae.judging.pictures import draw_test, has_matplotlib
     from savimae.judging.report.page import report_at_end
+    from savimae.training.classifier_test import read_result
     from savimae.training.distributed import find_world
 
     if not find_world().is_main:
         return
     try:
         written = report_at_end(run)
-    except Exception as error:
-        click.echo(f"note: no report was written: {one_line(error)}", err=True)
-        return
-    if written is not None:
+        if written is None:  # nothing was trained since
+            return
         click.echo(f"wrote {shown(written)}")
+        result = read_result(run)
+        if result is not None and has_matplotlib():
+            for path in draw_test(run, result):
+                click.echo(f"wrote {shown(path)}")
+    except Exception as error:
+        click.echo(f"note: its report and pictures were not written: {one_line(error)}", err=True)

@@ -348,7 +348,7 @@ def test_a_report_that_fails_fails_no_training(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(report_page, "report_at_end", fail)
     done = savimae(*command(videos, tmp_path / "run", epochs=1, batch_size=12))
     assert done.returncode == 0
-    assert done.stderr == "note: no report was written: RuntimeError: no luck\n"
+    assert done.stderr == "note: its report and pictures were not written: RuntimeError: no luck\n"
 
 
 # ---------------------------------------------------------------------------- looked at anew
