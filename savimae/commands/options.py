@@ -140,7 +140,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "train": {
         "small": {
             "model": "tiny", "encoder_depth": 3, "decoder_depth": 2, "input_size": 112,
-            "saliency": "change", "salient_mask_ratio": 0.75, "decode": "salient",
+            "mask_type": "savi-tube", "saliency": "change", "salient_mask_ratio": 0.75,
+            "decode": "salient",
             "optimizer": "muon", "lr": 5e-3, "batch_size": 32, "steps": 6400,
         },
     },

@@ -159,7 +159,7 @@ def test_the_small_recipe_of_pretraining():
         (["--model", "base"], {"model": "base", "encoder_depth": None, "decoder_depth": None}),
         (["--encoder-depth", "6"], {"encoder_depth": 6}),
         (["--mask-type", "tube"], {"mask_type": "tube", "salient_mask_ratio": None}),
-        (["--mask-type", "savi-tube"], {"mask_type": "savi-tube"}),
+        (["--mask-type", "savi"], {"mask_type": "savi"}),
         (["--saliency-root", "arrays"], {"saliency_root": "arrays"}),
         (
             ["--init", "weights"],
