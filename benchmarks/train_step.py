@@ -36,7 +36,7 @@ with contextlib.suppress(ImportError):  # an older commit knows no such thing
 import torch
 
 try:
-    from savimae.model.config import model_config, step_flops
+    from savimae.model.config import VideoMAEConfig, model_config, step_flops
     from savimae.model.videomae import VideoMAE, build_model
     from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks
     from savimae.samples.randomness import sample_keys
@@ -46,7 +46,7 @@ except ModuleNotFoundError:  # an older commit, where the package had no rooms
     from savimae.masking import MaskSpec, draw_masks
     from savimae.randomness import sample_keys
 
-    from savimae.model import VideoMAE, build_model, model_config, step_flops
+    from savimae.model import VideoMAE, VideoMAEConfig, build_model, model_config, step_flops
 
 ROOT = str(Path(__file__).resolve().parents[1])
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -118,13 +118,19 @@ def choose_attention(
         use_ways(model, choose_ways(shapes, dtype))
 
 
+def size_of_input(options: argparse.Namespace) -> dict[str, int]:
+    """The side of frames in pixels, by the name that the code which is timed has for it."""
+    name = "input_size" if hasattr(VideoMAEConfig(), "input_size") else "image_size"
+    return {name: options.input_size}
+
+
 def make_step(options: argparse.Namespace) -> tuple[Callable[[], None], list[int], list[int]]:
     """One step as a function, and the visible and the decoded tokens of its clips."""
     torch.manual_seed(0)
     device = options.device
-    model = build_model(options.model, input_size=options.input_size).to(device)
+    model = build_model(options.model, **size_of_input(options)).to(device)
     c = model.config
-    size = (options.batch[0], c.num_frames, c.input_size, c.input_size, 3)
+    size = (options.batch[0], c.num_frames, options.input_size, options.input_size, 3)
     clips = torch.randint(0, 256, size, dtype=torch.uint8).to(device)
     masks = masks_of(options.mask, options.batch[0], model, options.decoder_mask_ratio)
     mask, decoded = (each.to(device) for each in masks)
@@ -183,7 +189,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             times.append(time.perf_counter() - start)
     rate = statistics.median(before + product_rates(dtype, device))
     median = statistics.median(times)
-    config = model_config(options.model, input_size=options.input_size)
+    config = model_config(options.model, **size_of_input(options))
     flops = step_flops(config, visible, decoded)
     peak = (
         torch.cuda.max_memory_allocated() / 2**30
