@@ -4,8 +4,9 @@
 
 Makes that many tiny videos (two frames of 32x32) in 700 class folders and times, with warm caches,
 the median of three where nothing is written: listing the folder, listing a list file, dealing
-shards, looking for finished arrays, one part of an array job, `savimae slurm status`, and what
-every process of a training does before its first step. Prints JSON, microseconds a video. A local
+shards, looking for finished arrays, one part of an array job, `savimae slurm status`, what every
+process of a training does before its first step, and reading every array once in random order; the
+last two from a pack of these arrays as well. Prints JSON, microseconds a video. A local
 disk answers in microseconds; on a network file system multiply the requests that docs/slurm.md
 counts by its latency.
 """
@@ -30,13 +31,16 @@ from savimae.data.lists import find_videos, write_list
 from savimae.data.shards import Shard, deal
 from savimae.data.video import write_video
 from savimae.kernels.patches import compile_kernels
+from savimae.saliency.array_source import open_arrays
 from savimae.saliency.config import SaliencyConfig
 from savimae.saliency.makers import ArrayMaker
+from savimae.saliency.pack import write_pack
 from savimae.saliency.preprocess import WalkOptions, process
 from savimae.saliency.survey import survey
 from savimae.system.cores import available_cores
 
 N_CLASSES = 700
+PARTS = 4  # of the pack
 
 
 def make(folder: str, n_videos: int) -> None:
@@ -63,6 +67,19 @@ def timed(call: Callable[[], Any], rounds: int = 3) -> tuple[float, Any]:
         result = call()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds), result
+
+
+def on_disk(root: str) -> dict[str, int]:
+    """Files and folders below `root`, the bytes in them, and the bytes that they take."""
+    found = {"files": 0, "folders": 0, "bytes": 0, "bytes_of_blocks": 0}
+    for folder, _, files in os.walk(root):
+        found["folders"] += 1
+        for name in files:
+            status = os.stat(os.path.join(folder, name))
+            found["files"] += 1
+            found["bytes"] += status.st_size
+            found["bytes_of_blocks"] += 512 * status.st_blocks
+    return found
 
 
 def main() -> None:
@@ -121,12 +138,34 @@ def main() -> None:
         seconds["training_checks_arrays"], _ = timed(
             lambda: check_arrays(found.videos, arrays, shape)
         )
+
+        packed = os.path.join(work, "packed")
+        names = [video.name for video in found.videos]
+        np.random.default_rng(0).shuffle(names)
+
+        def read_all(root: str) -> int:
+            source = open_arrays(root)
+            return sum(len(source.load(name)) for name in names)
+
+        for part in range(PARTS):
+            seconds[f"pack_part_{part}_of_{PARTS}"], _ = timed(
+                lambda part=part: write_pack(arrays, packed, Shard(part, PARTS)), rounds=1
+            )
+        seconds["pack_again"], _ = timed(lambda: write_pack(arrays, packed, Shard(0, PARTS)))
+        seconds["training_checks_pack"], _ = timed(
+            lambda: check_arrays(found.videos, packed, shape)
+        )
+        seconds["arrays_read_from_folder"], from_folder = timed(lambda: read_all(arrays))
+        seconds["arrays_read_from_pack"], from_pack = timed(lambda: read_all(packed))
+        assert from_folder == from_pack == 2 * n
+        disk = {name: on_disk(root) for name, root in (("folder", arrays), ("pack", packed))}
     print(
         json.dumps(
             {
                 "videos": n,
                 "shards": shards,
                 "hardware": hardware(),
+                "arrays_on_disk": disk,
                 "versions": versions("av", "numba", "numpy"),
                 "microseconds_a_video": {
                     **{name: round(value / n * 1e6, 2) for name, value in seconds.items()},

@@ -12,7 +12,7 @@ import sys
 import click
 
 from savimae import __version__
-from savimae.commands.data import frames, index, inspect, patches, preprocess, saliency
+from savimae.commands.data import frames, index, inspect, pack, patches, preprocess, saliency
 from savimae.commands.demo import demo
 from savimae.commands.judging import (
     attention,
@@ -60,8 +60,8 @@ def cli(debug: bool) -> None:
 
 
 for command in (
-    preprocess, saliency, patches, frames, index, inspect, train, finetune, predict, test, convert,
-    reconstruct, attention, evaluate, features, probe, neighbors, study, plot,
+    preprocess, saliency, patches, pack, frames, index, inspect, train, finetune, predict, test,
+    convert, reconstruct, attention, evaluate, features, probe, neighbors, study, plot,
     compare, report, slurm, demo,
 ):  # fmt: skip
     cli.add_command(command)

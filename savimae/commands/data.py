@@ -20,6 +20,7 @@ from savimae.system.errors import EXIT_FAILURE, SavimaeError, UsageError, shown
 
 if TYPE_CHECKING:
     from savimae.data.random_split import RandomSplit
+    from savimae.data.shards import Shard
     from savimae.saliency.config import SaliencyConfig
     from savimae.saliency.makers import ArrayMaker, Maker
     from savimae.saliency.preprocess import WalkOptions
@@ -34,15 +35,21 @@ def _walk_options(
     root: str | None,
     list_path: str | None = None,
 ) -> WalkOptions:
-    from savimae.data.shards import Shard
     from savimae.saliency.preprocess import WalkOptions
     from savimae.system.cores import available_cores
 
+    part = _shard(shard)
+    return WalkOptions(workers or available_cores(), part, overwrite, limit, list_path, root)
+
+
+def _shard(text: str) -> Shard:
+    """What --shard says."""
+    from savimae.data.shards import Shard
+
     try:
-        part = Shard.parse(shard)
+        return Shard.parse(text)
     except ValueError as error:
         raise UsageError(f"--shard {error}") from None
-    return WalkOptions(workers or available_cores(), part, overwrite, limit, list_path, root)
 
 
 def _walk(source: str, out: str, maker: Maker, **walk: Any) -> int:
@@ -199,6 +206,29 @@ def patches(
     """
     config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
     return _walk(saliency_root, out, _array_maker(config, dtype, from_maps=True), **walk)
+
+
+@click.command()
+@click.argument("arrays", type=PATH)
+@click.argument("out", metavar="PACK", type=PATH)
+@click.option("--shard", metavar="I/N", default="0/1", help="Write file I (from 0) of N only.")
+@click.option("--overwrite", is_flag=True, help="Write it anew if it is there.")
+def pack(arrays: str, out: str, shard: str, overwrite: bool) -> int:
+    """Put the arrays of a data set into few files, the folder PACK.
+
+    ARRAYS is a folder that `preprocess` wrote. PACK is taken wherever ARRAYS is
+    (--saliency-root), holds the same bits, and every array has a checksum that is compared when it
+    is read. ARRAYS is left as it is.
+
+    N tasks may write the N files at once, each with its own I. Run it again to go on after an
+    interruption; a file that is there, of the same arrays, is left alone.
+    """
+    from savimae.saliency.pack import write_pack
+
+    done = write_pack(arrays, out, _shard(shard), overwrite)
+    what = f"{shown(done.path)}: {done.arrays} arrays, {done.size / 1e6:.1f} MB"
+    click.echo(f"{what}, was there already" if done.was_there else f"{what}, {done.seconds:.1f} s")
+    return 0
 
 
 @click.command()

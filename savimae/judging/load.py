@@ -17,7 +17,7 @@ from savimae.data.video import naming_video
 from savimae.model.classifier import VideoClassifier
 from savimae.model.config import VideoMAEConfig
 from savimae.model.videomae import Encoder, VideoMAE
-from savimae.saliency.arrays import cut_words, find_cut
+from savimae.saliency.array_source import cut_words, find_cut
 from savimae.saliency.config import (
     FRAME_MEAN,
     SaliencyConfig,

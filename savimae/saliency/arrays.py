@@ -8,95 +8,15 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import atomic_file
 
 HEADER_BYTES = 128  # of arrays of up to three axes, whatever their lengths (NumPy pads to 64)
-
-
-def array_path(root: str, name: str, cut: int = 0) -> str:
-    """Where the array of the video called `name` lies below `root`.
-
-    Args:
-        cut: folders at the start of the name that the array's path lacks; see `find_cut`.
-    """
-    return os.path.join(root, _end(name, cut) + ".npy")
-
-
-def _end(name: str, cut: int) -> str:
-    return name.split("/", cut)[-1]
-
-
-def find_cut(root: str, names: Sequence[str]) -> int:
-    """How many folders at the start of the videos' names the arrays below `root` lack.
-
-    Arrays are called as the videos of the data set that was preprocessed, while a list may reach
-    the same videos from another folder: `datasets/UCF-101/Class/video` for `Class/video.npy`. The
-    number is the same for all videos, and the least with which all have arrays of their own. Looks
-    at names only, not into files.
-
-    Raises:
-        UsageError: no such folder.
-        SavimaeError: with no number all have arrays; or two would have the same one.
-    """
-    if not os.path.isdir(root):
-        raise UsageError(
-            f"{shown(root)}: no such folder of arrays; make it with `savimae preprocess`"
-        )
-    listings: dict[str, set[str]] = {}
-
-    def is_there(path: str) -> bool:
-        folder, name = os.path.split(path)
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        return name in listings[folder]
-
-    fewest: list[str] | None = None  # the missing arrays with the number that fits best
-    shared = ""
-    last = 0
-    for cut in range(min(name.count("/") for name in names) + 1):
-        of_end: dict[str, str] = {}
-        for name in names:
-            other = of_end.setdefault(_end(name, cut), name)
-            if other != name:
-                shared = (
-                    f"; without {_folders(cut)} {shown(other)} and {shown(name)} would share "
-                    f"{shown(array_path(root, name, cut))}"
-                )
-        if shared:
-            break
-        paths = (array_path(root, name, cut) for name in names)
-        missing = [path for path in paths if not is_there(path)]
-        if not missing:
-            return cut
-        last = cut
-        if fewest is None or len(missing) < len(fewest):
-            fewest = missing
-    if fewest is None:
-        raise AssertionError("the names of videos differ")
-    tried = f"; tried the list's names, and these without up to {_folders(last)}" if last else ""
-    raise SavimaeError(
-        f"{shown(fewest[0])}: no such array ({len(fewest)} of {len(names)} are missing){tried}"
-        f"{shared}; run `savimae preprocess` on the data again, or use the list that its --list "
-        "writes"
-    )
-
-
-def cut_words(root: str, name: str, cut: int) -> str:
-    """How the arrays of videos are found with such a cut, by the example of one."""
-    return (
-        f"arrays are called like the videos without {_folders(cut)}: "
-        f"{shown(array_path(root, name, cut))} is that of {shown(name)}"
-    )
-
-
-def _folders(cut: int) -> str:
-    return "their first folder" if cut == 1 else f"their first {cut} folders"
 
 
 def write_array(
@@ -191,7 +111,7 @@ def parse_array(content: bytes) -> np.ndarray:
     return flat.reshape(shape, order="F" if fortran_order else "C")
 
 
-def read_archive(path: str, *names: str) -> list[np.ndarray]:
+def read_archive(path: str | BinaryIO, *names: str) -> list[np.ndarray]:
     """Arrays of these names in a `.npz` file, as `np.savez` writes it: not compressed.
 
     Raises:

@@ -19,7 +19,7 @@ from savimae.data.lists import Video
 from savimae.data.video import ChooseFrames, GrayPlane, open_video
 from savimae.kernels.resize import resize_buffers
 from savimae.kernels.rgb import luma_rgb, resize_rgb
-from savimae.saliency.arrays import array_path, load_array
+from savimae.saliency.array_source import ArraySource, cut_name, open_arrays
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import FrameSaliency, frame_saliency
 from savimae.samples.masking import most_salient, token_saliency, token_scores
@@ -151,10 +151,10 @@ class ClipReader:
         config: how clips are cut.
         saliency: how patches become salient; its sizes are those of the model's input.
         tubelet_size: consecutive frames of a token.
-        saliency_root: the folder of arrays that `savimae preprocess` wrote. Without it, or where
+        saliency_root: arrays of `savimae preprocess`, or a pack of them. Without it, or where
             crops move the grid of patches, saliency is computed from the pixels that the model
             sees.
-        array_cut: folders that the arrays' names lack; see `arrays.find_cut`.
+        array_cut: folders that the arrays' names lack; see `array_source.find_cut`.
     """
 
     def __init__(
@@ -170,10 +170,12 @@ class ClipReader:
         self.tubelet_size = tubelet_size
         self.saliency_root = saliency_root if config.augment == "none" else None
         self.array_cut = array_cut
+        self._source: ArraySource | None = None  # opened when it is first read
         self._of_thread = threading.local()  # kernels keep buffers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_of_thread"}
+        state = {name: value for name, value in vars(self).items() if name != "_of_thread"}
+        return {**state, "_source": None}  # every process opens its own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -196,7 +198,7 @@ class ClipReader:
         def choose(n_found: int) -> np.ndarray:
             if n_frames not in (None, n_found):
                 raise SavimaeError(
-                    f"{shown(self.array_path(video))}: has {n_frames} frames, "
+                    f"{self._where(video)}: has {n_frames} frames, "
                     f"{shown(video.path)} has {n_found}; preprocess this video again"
                 )
             return (
@@ -212,7 +214,7 @@ class ClipReader:
             patches = array[indices][:, :, ::-1] if flipped else array[indices]
             if self.saliency.kind != CHANGE and ((patches != 0) & (patches != patches.max())).any():
                 raise SavimaeError(
-                    f"{shown(self.array_path(video))}: holds scores, and not which patches are "
+                    f"{self._where(video)}: holds scores, and not which patches are "
                     "salient; if they are scores of change, say --saliency change"
                 )
         return Clip(pixels, self._salient_tokens(patches, key), indices)
@@ -267,21 +269,27 @@ class ClipReader:
         kernels: _Kernels = self._of_thread.kernels
         return kernels
 
-    def array_path(self, video: Video) -> str:
-        """The array of a video, with a saliency root."""
-        return array_path(self.saliency_root or "", video.name, self.array_cut)
+    @property
+    def arrays(self) -> ArraySource:
+        """Where arrays are read, with a saliency root."""
+        if self._source is None:
+            self._source = open_arrays(self.saliency_root or "")
+        return self._source
+
+    def _where(self, video: Video) -> str:
+        return self.arrays.where(cut_name(video.name, self.array_cut))
 
     def _array(self, video: Video) -> np.ndarray:
-        path = self.array_path(video)
-        array = load_array(path)
+        array = self.arrays.load(cut_name(video.name, self.array_cut))
         n = self.saliency.grid_size
         if array.ndim != 3 or array.shape[1:] != (n, n) or len(array) == 0:
             raise SavimaeError(
-                f"{shown(path)}: holds {list(array.shape)}, the model wants [T, {n}, {n}]; "
+                f"{self._where(video)}: holds {list(array.shape)}, the model wants [T, {n}, {n}]; "
                 "preprocess again with the model's --input-size and --patch-size"
             )
         if self.saliency.kind == CHANGE and array.dtype != np.uint8:
             raise SavimaeError(
-                f"{shown(path)}: holds {array.dtype}, scores of change are uint8; preprocess again"
+                f"{self._where(video)}: holds {array.dtype}, scores of change are uint8; "
+                "preprocess again"
             )
         return array

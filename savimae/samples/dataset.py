@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from savimae.data.lists import find_readable_videos
 from savimae.data.video import naming_video
-from savimae.saliency.arrays import find_cut
+from savimae.saliency.array_source import find_cut
 from savimae.saliency.config import choose_saliency
 from savimae.samples.clips import ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_masks, refuse_idle_ratios

@@ -22,7 +22,7 @@ from savimae.data.lists import Video, VideoList, distinct_videos, find_videos, n
 from savimae.data.video import VideoError, naming_video
 from savimae.model.config import PUBLISHED, VideoMAEConfig, describe, model_config, step_flops
 from savimae.model.videomae import VideoMAE
-from savimae.saliency.arrays import cut_words, find_cut
+from savimae.saliency.array_source import cut_words, find_cut
 from savimae.saliency.config import (
     CHANGE,
     FRAME_MEAN,

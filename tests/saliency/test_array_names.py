@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from media import moving_frames, savimae, write_frames
 
 from savimae.cli import cli
-from savimae.saliency.arrays import array_path, find_cut
+from savimae.saliency.array_source import array_path, cut_name, find_cut
 from savimae.system.errors import SavimaeError
 
 # As its README has it, started in the folder of the list.
@@ -161,7 +161,7 @@ def test_the_same_number_of_folders_is_left_out_for_all(arrays, there, names, cu
             find_cut(root, names)
     else:
         assert find_cut(root, names) == cut
-        assert all(os.path.exists(array_path(root, name, cut)) for name in names)
+        assert all(os.path.exists(array_path(root, cut_name(name, cut))) for name in names)
 
 
 def test_two_videos_never_share_an_array(arrays):

@@ -34,7 +34,7 @@ from savimae.judging.report.html import (
 )
 from savimae.judging.report.page import Looked
 from savimae.judging.report.run import DAMAGED, PRETRAINING, Run, reading
-from savimae.saliency.arrays import array_path, find_cut, load_array
+from savimae.saliency.array_source import cut_name, find_cut
 from savimae.saliency.config import CHANGE, FRAME_MEAN, SaliencyConfig
 from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.multi_view import spread_clips
@@ -174,7 +174,7 @@ class _Looking:
         for number, video in enumerate(chosen):
             self.progress.show(0.3 + 0.5 * number / len(chosen), f"array {number}/{len(chosen)}")
             try:
-                array = load_array(array_path(self.arrays, video.name, self.cut))
+                array = self.reader.arrays.load(cut_name(video.name, self.cut))
             except SavimaeError as error:
                 self.failed.append(str(error))
                 continue
