@@ -29,23 +29,28 @@ from savimae.system.errors import one_line, shown
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(
-    "--to", type=click.Choice(["savimae", "videomae", "huggingface"]), required=True,
+    "--to", required=True,
+    type=click.Choice(["savimae", "videomae", "huggingface", "onnx", "export"]),
     help="videomae: as published; huggingface: a folder for VideoMAEForPreTraining or, of a "
-    "classifier, VideoMAEForVideoClassification.",
+    "classifier, VideoMAEForVideoClassification; onnx, export (of torch): the encoder or the "
+    "classifier as a program for other runtimes.",
 )  # fmt: skip
+@click.option(
+    "--int8", is_flag=True, help="Of onnx: weights as 8-bit integers, a quarter as large."
+)
 @click.option("--input-size", type=click.IntRange(1), help="Not in published files.  [224]")
 @click.option("--num-frames", type=click.IntRange(1), help="Not in published files.  [16]")
 @click.option("--encoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
 @click.option("--decoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
-def convert(source: str, out: str, to: str, **shape: int | None) -> None:
-    """Convert weights between our layout, published checkpoints and Hugging Face.
+def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> None:
+    """Convert weights between our layout, published checkpoints and Hugging Face, or to programs.
 
     SOURCE is a file or a Hugging Face folder; which layout it has is detected.
     """
     from savimae.training.weights import convert as convert_weights
 
     given = {name: value for name, value in shape.items() if value is not None}
-    weights = convert_weights(source, out, to, **given)
+    weights = convert_weights(source, out, to, int8, **given)
     n = sum(value.numel() for value in weights.state.values())
     click.echo(f"{shown(out)}: {n / 1e6:.2f} M parameters, {weights.layout} -> {to}")
 

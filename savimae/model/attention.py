@@ -46,6 +46,11 @@ class Packing:
         bias = torch.zeros(taken.shape, device=lengths.device).masked_fill(~taken, -math.inf)
         return cls(n_clips, longest, n_taken, rows, bias[:, None, None], way)
 
+    @classmethod
+    def whole(cls, n_clips: int, n_tokens: int, way: str = PRODUCTS) -> Packing:
+        """Of clips that all have so many rows, without a look at values."""
+        return cls(n_clips, n_tokens, n_clips * n_tokens, None, None, way)
+
     def unpack(self, packed: Tensor) -> Tensor:
         """`[rows, D]` -> `[B, longest, D]`, zeros behind short clips."""
         if self.rows is not None:

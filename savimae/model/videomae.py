@@ -219,13 +219,26 @@ class Encoder(nn.Module):
                 block are multiplied with for each clip: stochastic depth. None: 1.
             layer: stop after so many blocks, without the norm; None: after all, with it.
         """
-        pixels = unit_float(tokens).view(-1, CHANNELS)
-        pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(len(tokens), -1)
-        hidden = self.patch_embed(pixels)
+        hidden = self._embed(tokens)
         hidden = hidden + self.positions[places].to(hidden.dtype)
         packing = Packing.of(lengths, len(hidden), self.attention)
-        if branches is not None:  # [depth, 2, B] -> [depth, 2, rows, 1]
-            branches = branches.repeat_interleave(lengths, 2)[..., None].to(hidden.dtype)
+        if branches is not None:  # [depth, 2, B] -> [depth, 2, rows]
+            branches = branches.repeat_interleave(lengths, 2)
+        return self._encode(hidden, packing, branches, layer)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Pixels `[V, t*P*P*3]` -> `[V, D]`, without positions."""
+        pixels = unit_float(tokens).view(-1, CHANNELS)
+        pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(tokens.shape[0], -1)
+        embedded: Tensor = self.patch_embed(pixels)
+        return embedded
+
+    def _encode(
+        self, hidden: Tensor, packing: Packing, branches: Tensor | None, layer: int | None
+    ) -> Tensor:
+        """Packed `[V, D]` through the blocks, and the norm; `branches` `[depth, 2, V]`."""
+        if branches is not None:
+            branches = branches[..., None].to(hidden.dtype)
         blocks = self.blocks if layer is None else self.blocks[:layer]
         hidden = _run_blocks(blocks, hidden, packing, self.config.checkpoint_activations, branches)
         return self.norm(hidden) if layer is None else hidden
@@ -266,11 +279,14 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """As `whole`; layer 0 is what goes into the first block."""
         check_clips(clips, self.config)
-        n_clips, n = len(clips), self.config.n_tokens
-        places = torch.arange(n, device=clips.device).repeat(n_clips)
-        lengths = torch.full((n_clips,), n, device=clips.device)
-        encoded = self(patchify(clips, self.config), places, lengths, branches, layer)
-        return encoded.view(n_clips, n, -1).float()
+        n_clips, n = clips.shape[0], self.config.n_tokens  # `len` would fix it in an export
+        hidden = self._embed(patchify(clips, self.config)).unflatten(0, (n_clips, n))
+        hidden = (hidden + self.positions.to(hidden.dtype)).flatten(0, 1)
+        if branches is not None:  # [depth, 2, B] -> [depth, 2, B * N]
+            branches = branches.repeat_interleave(n, 2)
+        packing = Packing.whole(n_clips, n, self.attention)
+        encoded = self._encode(hidden, packing, branches, layer)
+        return encoded.unflatten(0, (n_clips, n)).float()
 
 
 class Decoder(nn.Module):
@@ -389,7 +405,7 @@ def patchify(clips: Tensor, config: VideoMAEConfig) -> Tensor:
     """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
     t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
     # [B, T, H, W, 3] -> [B, T/t, t, H/P, P, W/P, P, 3] -> [B, T/t, H/P, W/P, t, P, P, 3]
-    parts = clips.reshape(len(clips), -1, t, grid, p, grid, p, CHANNELS)
+    parts = clips.reshape(clips.shape[0], -1, t, grid, p, grid, p, CHANNELS)
     return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, config.token_values)
 
 

@@ -41,6 +41,7 @@ from savimae.training.checkpoint import last_checkpoint, read_file
 from savimae.training.classifier_test import read_result
 from savimae.training.huggingface import read_huggingface, write_huggingface
 from savimae.training.loaded_weights import Weights
+from savimae.training.programs import ONNX, PROGRAMS, check_onnx, write_program
 
 LAYOUTS = ("savimae", "videomae", "huggingface")
 EMBEDDING = ENCODER + "patch_embed.proj.weight"
@@ -166,17 +167,33 @@ def load_model(path: str, **changes: Any) -> VideoMAE:
     return model
 
 
-def convert(source: str, out: str, to: str, **shape: int) -> Weights:
+def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) -> Weights:
     """Write the weights at `source` to `out` in another layout; see `load_weights` for `shape`.
 
+    Args:
+        to: one of LAYOUTS, or of `programs.PROGRAMS`, which hold an encoder or a classifier.
+        int8: of an ONNX file, see `programs.write_program`.
+
     Raises:
-        SavimaeError: as `load_weights`.
+        SavimaeError: as `load_weights`, or packages are missing.
         UsageError: an unknown layout, one that has no place for a classifier's head, or `out` is a
             folder where a file is to be, or the reverse.
     """
-    if to not in LAYOUTS:
-        raise UsageError(f"unknown layout {to!r}; choose one of {', '.join(LAYOUTS)}")
+    known = (*LAYOUTS, *PROGRAMS)
+    if to not in known:
+        raise UsageError(f"unknown layout {to!r}; choose one of {', '.join(known)}")
+    if int8 and to != ONNX:
+        raise UsageError(f"--int8 is for --to {ONNX}")
+    if to == ONNX:
+        check_onnx(int8)
     weights = read_weights(source, **shape)
+    if to in PROGRAMS:
+        refuse_folder(out)
+        write_program(source, weights, out, to, int8)
+        if weights.n_classes is None:  # what the program holds
+            of_encoder = {n: v for n, v in weights.state.items() if n.startswith(ENCODER)}
+            weights = dataclasses.replace(weights, state=of_encoder)
+        return weights
     if weights.n_classes is not None and to != "savimae":
         try:
             state = published_head(weights.state, weights.config)
