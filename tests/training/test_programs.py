@@ -53,6 +53,20 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
+@pytest.fixture(scope="module")
+def programs(home) -> Path:
+    """The ONNX files of the run (as it is, and of 8 bits) and of the classifier."""
+    for name, *words in (
+        ("run.onnx", home / "run"),
+        ("small.onnx", home / "run", "--int8"),
+        ("classifier.onnx", home / "classifier"),
+    ):
+        done = invoke("convert", words[0], home / name, "--to", "onnx", *words[1:])
+        assert done.exit_code == 0, done.output
+        assert "savimae -> onnx" in done.stdout
+    return home
+
+
 def random_clips(n: int) -> torch.Tensor:
     """Uint8 `[n, 4, 32, 32, 3]`."""
     generator = torch.Generator().manual_seed(n)
@@ -65,11 +79,8 @@ def session_of(path: Path) -> tuple[onnxruntime.InferenceSession, dict]:
 
 
 @pytest.mark.parametrize("n_clips", [1, 3])
-def test_an_encoder_in_onnxruntime(home, tmp_path, n_clips):
-    done = invoke("convert", home / "run", tmp_path / "e.onnx", "--to", "onnx")
-    assert done.exit_code == 0, done.output
-    assert "savimae -> onnx" in done.stdout
-    session, about = session_of(tmp_path / "e.onnx")
+def test_an_encoder_in_onnxruntime(home, programs, n_clips):
+    session, about = session_of(programs / "run.onnx")
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape) == (
         "clips",
@@ -93,11 +104,8 @@ def test_an_encoder_in_onnxruntime(home, tmp_path, n_clips):
     assert not {"init", "checkpoint"} & set(about["settings"])
 
 
-def test_a_classifier_in_onnxruntime_names_what_predict_names(home, tmp_path):
-    assert invoke(
-        "convert", home / "classifier", tmp_path / "c.onnx", "--to", "onnx"
-    ).exit_code == 0  # fmt: skip
-    session, about = session_of(tmp_path / "c.onnx")
+def test_a_classifier_in_onnxruntime_names_what_predict_names(home, programs):
+    session, about = session_of(programs / "classifier.onnx")
     assert about["classes"] == ["left", "right"]
     assert about["clips_of_a_video"] == {"clips": 2, "crops": None}
     classifier = savimae.load_classifier(home / "classifier", device="cpu", precision="fp32")
@@ -119,9 +127,8 @@ def test_a_classifier_in_onnxruntime_names_what_predict_names(home, tmp_path):
 @pytest.mark.skipif(
     CLIPS is None, reason="SAVIMAE_TEST_CLIPS does not name the folder of real clips"
 )
-def test_real_clips_in_onnxruntime(home, tmp_path):
-    invoke("convert", home / "run", tmp_path / "e.onnx", "--to", "onnx")
-    session, _ = session_of(tmp_path / "e.onnx")
+def test_real_clips_in_onnxruntime(home, programs):
+    session, _ = session_of(programs / "run.onnx")
     encoder = savimae.load_encoder(home / "run", device="cpu", precision="fp32")
     reader = ViewReader(ClipConfig(4, 2, 32), Views())
     n_read = 0
@@ -133,14 +140,11 @@ def test_real_clips_in_onnxruntime(home, tmp_path):
     assert n_read > 0
 
 
-def test_8_bit_weights_are_smaller_and_nearly_the_same(home, tmp_path):
-    invoke("convert", home / "run", tmp_path / "e.onnx", "--to", "onnx")
-    done = invoke("convert", home / "run", tmp_path / "e8.onnx", "--to", "onnx", "--int8")
-    assert done.exit_code == 0, done.output
-    sizes = [os.path.getsize(tmp_path / name) for name in ("e8.onnx", "e.onnx")]
+def test_8_bit_weights_are_smaller_and_nearly_the_same(programs):
+    sizes = [os.path.getsize(programs / name) for name in ("small.onnx", "run.onnx")]
     assert sizes[0] < 0.6 * sizes[1]
     clips = {"clips": random_clips(2).numpy()}
-    (whole, about), (small, also) = (session_of(tmp_path / f"{n}.onnx") for n in ("e", "e8"))
+    (whole, about), (small, also) = (session_of(programs / f"{n}.onnx") for n in ("run", "small"))
     assert about == also
     expected, found = (each.run(["tokens"], clips)[0] for each in (whole, small))
     error = np.abs(found - expected).mean() / np.abs(expected).mean()
