@@ -78,7 +78,7 @@ def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> 
     ),
     recipe_option(
         "train",
-        "Other defaults; small: for up to thousands of clips and an hour of two cores.",
+        "Other defaults; small: for up to thousands of clips and about an hour of two cores.",
     ),
     click.option(
         "--model",

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from savimae.saliency.arrays import load_array
+from savimae.saliency.arrays import array_path, load_array
 from savimae.saliency.pack import Pack, is_pack
 from savimae.system.errors import SavimaeError, UsageError, shown
 
@@ -44,11 +44,6 @@ class ArrayFolder:
 
     def load(self, name: str) -> np.ndarray:
         return load_array(array_path(self.root, name))
-
-
-def array_path(root: str, name: str) -> str:
-    """The file below `root` that holds the array of this name."""
-    return os.path.join(root, name + ".npy")
 
 
 def open_arrays(root: str) -> ArraySource:

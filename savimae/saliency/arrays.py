@@ -19,6 +19,11 @@ from savimae.system.files import atomic_file
 HEADER_BYTES = 128  # of arrays of up to three axes, whatever their lengths (NumPy pads to 64)
 
 
+def array_path(root: str, name: str) -> str:
+    """The file below `root` that holds the array of this name."""
+    return os.path.join(root, name + ".npy")
+
+
 def write_array(
     path: str, chunks: Iterable[np.ndarray], grid_size: int, dtype: str
 ) -> tuple[int, int]:
@@ -148,9 +153,14 @@ def load_array(path: str) -> np.ndarray:
         raise SavimaeError(
             f"{shown(path)}: not a whole array; delete it and run `savimae preprocess` again"
         ) from error
+    return check_numbers(array, shown(path))
+
+
+def check_numbers(array: np.ndarray, where: str) -> np.ndarray:
+    """The array itself. Raises SavimaeError, which says where it is, if it holds no numbers."""
     if array.dtype.kind not in "buif":
         raise SavimaeError(
-            f"{shown(path)}: holds {array.dtype}, not numbers; delete it and run `savimae "
-            "preprocess` again"
+            f"{where}: holds {array.dtype}, not numbers; delete it and run `savimae preprocess` "
+            "again"
         )
     return array

@@ -13,8 +13,7 @@ import numpy as np
 from savimae.data.jpeg import QUALITY, encode_jpeg
 from savimae.data.lists import Video
 from savimae.data.video import FrameFolder, VideoFile, open_video
-from savimae.saliency.array_source import array_path
-from savimae.saliency.arrays import array_frames, write_array
+from savimae.saliency.arrays import array_frames, array_path, write_array
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import frame_maps, patch_chunks
 from savimae.system.files import atomic_folder

@@ -29,7 +29,7 @@ from typing import BinaryIO
 import numpy as np
 
 from savimae.data.shards import Shard
-from savimae.saliency.arrays import parse_array, read_archive
+from savimae.saliency.arrays import array_path, check_numbers, parse_array, read_archive
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import (
     TEMPORARY_SUFFIX,
@@ -43,7 +43,7 @@ from savimae.system.progress import Progress
 from savimae.system.settings import CONFIG, record_config
 from savimae.system.signals import EndedBySignals
 
-PART = re.compile(r"(\d{5})-of-(\d{5})\.pack")
+PART = re.compile(r"(\d{5,})-of-(\d{5,})\.pack")
 MAGIC = b"savipak1"
 TAIL = struct.Struct("<8sQII")
 INDEX = ("hashes", "starts", "sizes", "sums", "name_ends", "names")
@@ -191,9 +191,7 @@ class Pack:
                 f"{self.where(name)}: damaged ({error}); delete this part and run `savimae pack` "
                 "again"
             ) from error
-        if array.dtype.kind not in "buif":
-            raise SavimaeError(f"{self.where(name)}: holds {array.dtype}, not numbers")
-        return array
+        return check_numbers(array, self.where(name))
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -278,10 +276,6 @@ def _names(arrays: str, progress: Progress) -> Iterator[str]:
         progress.show(0.0, f"{n_found} arrays found")
 
 
-def _file(arrays: str, name: str) -> str:
-    return os.path.join(arrays, name + ".npy")
-
-
 def _is_done(path: str, arrays: str, names: Sequence[str]) -> bool:
     """Whether a whole part is there, of these arrays, by their names and sizes."""
     if not os.path.exists(path):
@@ -290,7 +284,7 @@ def _is_done(path: str, arrays: str, names: Sequence[str]) -> bool:
         found = dict(PackPart(path).sizes())
     except SavimaeError:
         return False
-    return found == {name: os.path.getsize(_file(arrays, name)) for name in names}
+    return found == {name: os.path.getsize(array_path(arrays, name)) for name in names}
 
 
 def _write_part(
@@ -307,7 +301,7 @@ def _write_part(
         for number, (_, name) in enumerate(names):
             ending.check()
             progress.show(number / len(names), f"{number}/{len(names)} arrays")
-            with open(_file(arrays, name), "rb") as source:
+            with open(array_path(arrays, name), "rb") as source:
                 content = source.read()
             try:
                 parse_array(content)
@@ -317,7 +311,9 @@ def _write_part(
             sums.append(zlib.crc32(content))
             file.write(content)
         if damaged:
-            shown_names = ", ".join(shown(_file(arrays, name)) for name in damaged[:MOST_NAMED])
+            shown_names = ", ".join(
+                shown(array_path(arrays, name)) for name in damaged[:MOST_NAMED]
+            )
             raise SavimaeError(
                 f"{len(damaged)} arrays are damaged, so that nothing was packed: {shown_names}"
                 f"{', …' if len(damaged) > MOST_NAMED else ''}; delete them and run `savimae "

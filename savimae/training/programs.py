@@ -26,7 +26,7 @@ from savimae.model.classifier import VideoClassifier
 from savimae.model.videomae import Encoder, time_means
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import Views
-from savimae.system.errors import SavimaeError
+from savimae.system.errors import SavimaeError, UsageError
 from savimae.system.files import atomic_file
 from savimae.training.huggingface import PRIVATE, class_names
 from savimae.training.loaded_weights import Weights, classifier_of, encoder_of
@@ -37,6 +37,7 @@ METADATA = "savimae"  # the name of our JSON in the file
 EXPORT_METADATA = METADATA + ".json"  # of torch.export's extra files
 EXAMPLES = 2  # clips that are traced; any number of them may be given later
 MOST_CLIPS = 4096
+MOST_ONNX_BYTES = 2**31 - 2**24  # of the weights in one file: it is a protobuf message
 _LOGITS = "logits: float32 [batch, classes]; average their softmax over the clips of a video"
 _FEATURES = "features: float32 [batch, dim], the means of tokens: float32 [batch, tokens, dim]"
 
@@ -118,6 +119,7 @@ def write_program(source: str, weights: Weights, out: str, kind: str, int8: bool
 
     Raises:
         SavimaeError: packages are missing.
+        UsageError: more weights than an ONNX file can hold.
     """
     program = program_of(source, weights)
     side, n_frames = weights.config.input_size, weights.config.num_frames
@@ -140,6 +142,12 @@ def _onnx(
 ) -> bytes:
     """The bytes of the ONNX file."""
     check_onnx(int8)
+    n_bytes = sum(each.nbytes for each in program.state_dict().values())
+    if n_bytes > MOST_ONNX_BYTES:
+        raise UsageError(
+            f"an ONNX file holds less than 2 GiB, these weights have {n_bytes / 2**30:.1f}; "
+            f"use --to {EXPORT}"
+        )
     made = torch.onnx.export(
         program, (clips,), dynamo=True, dynamic_shapes=({0: "batch"},), input_names=["clips"],
         output_names=program.outputs, verbose=False,

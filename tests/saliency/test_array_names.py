@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from media import moving_frames, savimae, write_frames
 
 from savimae.cli import cli
-from savimae.saliency.array_source import array_path, cut_name, find_cut
+from savimae.saliency.array_source import cut_name, find_cut
+from savimae.saliency.arrays import array_path
 from savimae.system.errors import SavimaeError
 
 # As its README has it, started in the folder of the list.

@@ -63,6 +63,7 @@ def test_a_pack_holds_the_same_arrays(tmp_path, count):
         # The part of an array follows from its name alone.
         path = tmp_path / "pack" / part_name(Shard(name_hash(name) % count, count))
         assert (tmp_path / f"arrays/{name}.npy").read_bytes() in path.read_bytes()
+    assert pack.PART.fullmatch(part_name(Shard(count - 1, 10**6)))
     for name in ("a/x", "v", "a"):
         assert name not in source
         with pytest.raises(SavimaeError, match="no such array"):

@@ -16,12 +16,11 @@ from media import encode, moving_frames
 
 import savimae
 from savimae.cli import cli
-from savimae.judging.library import _read as read_views
+from savimae.data.lists import find_videos
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import SavimaeError, UsageError
-
-CLIPS = os.environ.get("SAVIMAE_TEST_CLIPS")
+from savimae.training import programs as programs_module
 
 
 def invoke(*words: str | Path) -> Result:
@@ -116,7 +115,7 @@ def test_a_classifier_in_onnxruntime_names_what_predict_names(home, programs):
     )
     for index in range(4):
         path = str(home / f"v{index}.avi")
-        (logits,) = session.run(None, {"clips": read_views(reader, path)})
+        (logits,) = session.run(None, {"clips": reader.read(find_videos(path).videos[0])})
         exponents = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = (exponents / exponents.sum(1, keepdims=True)).mean(0)
         answer = classifier.predict(path)
@@ -124,20 +123,15 @@ def test_a_classifier_in_onnxruntime_names_what_predict_names(home, programs):
         assert about["classes"][int(probabilities.argmax())] == answer.label
 
 
-@pytest.mark.skipif(
-    CLIPS is None, reason="SAVIMAE_TEST_CLIPS does not name the folder of real clips"
-)
-def test_real_clips_in_onnxruntime(home, programs):
+def test_real_clips_in_onnxruntime(home, programs, clips):
     session, _ = session_of(programs / "run.onnx")
     encoder = savimae.load_encoder(home / "run", device="cpu", precision="fp32")
     reader = ViewReader(ClipConfig(4, 2, 32), Views())
-    n_read = 0
-    for path in sorted(Path(str(CLIPS)).rglob("*.avi")):
-        clips = read_views(reader, str(path))
-        features, _ = session.run(None, {"clips": clips})
+    paths = sorted(clips.rglob("*.avi"))
+    assert paths
+    for path in paths:
+        features, _ = session.run(None, {"clips": reader.read(find_videos(str(path)).videos[0])})
         assert np.abs(features[0] - encoder.features(str(path))).max() < 1e-4
-        n_read += 1
-    assert n_read > 0
 
 
 def test_8_bit_weights_are_smaller_and_nearly_the_same(programs):
@@ -177,6 +171,10 @@ def test_what_cannot_be_exported_is_refused(home, tmp_path, monkeypatch):
         invoke("convert", home / "run", tmp_path / "e", "--to", "export", "--int8")
     with pytest.raises(UsageError, match="is a folder; name a file"):
         invoke("convert", home / "run", tmp_path, "--to", "export")
+    with monkeypatch.context() as patch:
+        patch.setattr(programs_module, "MOST_ONNX_BYTES", 1000)
+        with pytest.raises(UsageError, match=r"less than 2 GiB, these weights have .*--to export"):
+            invoke("convert", home / "run", tmp_path / "e.onnx", "--to", "onnx")
     imported = builtins.__import__
 
     def without(name, *arguments, **more):
