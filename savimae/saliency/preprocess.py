@@ -213,6 +213,7 @@ def _results(
     done_cost = 0
 
     def show(running: list[tuple[_Work, Counter]], counters: list[Counter]) -> None:
+        ending.check()
         frames = sum(each.frames for each in counters)
         under_way = sum(each.share * work.video.cost for work, each in running)
         n_done = report.videos + len(report.failures)
@@ -225,10 +226,10 @@ def _results(
     n_workers = max(1, min(workers, len(pending)))
     if not pending:
         return
+    ending = EndedBySignals()
     results = run_tasks(_run, pending, n_workers, [__name__], show)
-    with EndedBySignals() as ending, contextlib.closing(results):
+    with ending, contextlib.closing(results):
         for work, result in results:
-            ending.check()
             writer.check()
             done_cost += max(work.video.cost, 1)
             if isinstance(result, WorkerDiedError):
@@ -236,6 +237,7 @@ def _results(
             if isinstance(result, BaseException):
                 raise result
             yield work, result
+        ending.check()
 
 
 def refuse_inside(source: str, out: str) -> None:

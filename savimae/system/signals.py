@@ -39,10 +39,12 @@ class StopSignals:
 
 
 class EndedBySignals:
-    """Turns INT, TERM and USR1 into exceptions: workers are stopped, temporary files removed.
+    """INT, TERM and USR1 become exceptions where `check` is called: workers are stopped, temporary
+    files removed. A second INT kills at once.
 
-    USR1 asks to stop and to go on later, as in training; the exit code says so. An exception that
-    is raised while Python runs a destructor is lost, hence `check`.
+    The handler itself raises nothing: an exception may come between a lock and the code that
+    releases it, and what waits for that lock then waits forever; or in a destructor, where Python
+    drops it. USR1 asks to stop and to go on later, as in training; the exit code says so.
     """
 
     def __init__(self) -> None:
@@ -60,7 +62,8 @@ class EndedBySignals:
 
     def _handle(self, number: int, _: object) -> None:
         self.received = number
-        self.check()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
         """Raise the exception that a signal asked for, if there was a signal."""

@@ -16,12 +16,13 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for_process
+from multiprocessing.connection import wait as wait_for_processes
 from typing import Any, TypeVar
 
 Work = TypeVar("Work")
 
 POLL_INTERVAL_S = 0.1
+CLEAN_UP_S = 10.0  # for a process that was asked to end; one that decodes cannot be interrupted
 
 
 class WorkerDiedError(Exception):
@@ -65,17 +66,26 @@ class _Worker:
     def submit(self, function: Callable[..., Any], task: Any) -> Future[Any]:
         self.counter.start_task()
         try:
-            return self.executor.submit(function, task)
+            return self.executor.submit(_run_task, function, task)
         except BrokenProcessPool:
             self.executor.shutdown(wait=False)
             self.executor = self._start()
-            return self.executor.submit(function, task)
+            return self.executor.submit(_run_task, function, task)
+
+    def ask_to_stop(self) -> None:
+        """Send TERM, without waiting."""
+        for process in self._processes():
+            process.terminate()
 
     def stop(self, at_once: bool) -> None:
-        processes = list((self.executor._processes or {}).values()) if at_once else []
-        for process in processes:
-            process.terminate()
+        """Wait for the process to end; `at_once`, for so long only."""
+        for process in self._processes() if at_once else []:
+            if not wait_for_processes([process.sentinel], CLEAN_UP_S):
+                process.kill()
         self.executor.shutdown(wait=True, cancel_futures=True)
+
+    def _processes(self) -> list[multiprocessing.process.BaseProcess]:
+        return list((self.executor._processes or {}).values())
 
 
 def run_tasks(
@@ -125,6 +135,8 @@ def run_tasks(
                 yield task, error if error is not None else future.result()
         finished = True
     finally:
+        for worker in workers if not finished else []:
+            worker.ask_to_stop()
         for worker in workers:
             worker.stop(at_once=not finished)
 
@@ -142,10 +154,23 @@ def counter() -> Counter:
 def _start_worker(values: Any) -> None:
     global _counter
     _counter = Counter(values)
-    # Control-C reaches the whole process group; the parent decides what happens. On TERM clean up.
+    # Control-C reaches the whole process group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _run_task(function: Callable[[Any], Any], task: Any) -> Any:
+    """One task of this worker. TERM ends it as an exception, so that its temporary file goes.
+
+    Between tasks TERM ends the process as usual: no exception may come into the pool's own code.
+    """
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        return function(task)
+    except SystemExit:
+        os._exit(1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _exit_with_parent() -> None:
@@ -153,5 +178,5 @@ def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         with contextlib.suppress(OSError):
-            wait_for_process([parent.sentinel])
+            wait_for_processes([parent.sentinel])
         os._exit(1)
