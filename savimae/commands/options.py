@@ -110,13 +110,22 @@ def saliency_config(saliency: str, threshold: float | None = None, **sizes: int)
         raise UsageError(str(error)) from None
 
 
-def train_config(save_every: tuple[str, ...], **options: Any) -> TrainConfig:
+def train_config(
+    save_every: tuple[str, ...], num_frames_schedule: str | None = None, **options: Any
+) -> TrainConfig:
     """The config that the options of `savimae train` make, apart from --allocator."""
     from savimae.training.checkpoint import SaveEvery
     from savimae.training.pretrain import TrainConfig
+    from savimae.training.schedule import FrameSchedule
 
     try:
-        return TrainConfig(save_every=tuple(map(SaveEvery.parse, save_every)), **options)
+        lengths = None
+        if num_frames_schedule is not None:
+            lengths = FrameSchedule.parse(num_frames_schedule)
+        return TrainConfig(
+            save_every=tuple(map(SaveEvery.parse, save_every)),
+            num_frames_schedule=lengths, **options,
+        )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -194,6 +194,11 @@ def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> 
     ROOT,
     click.option("--num-frames", type=int, help="Frames of a clip.  [16]"),
     click.option(
+        "--num-frames-schedule",
+        metavar="4,8,16",
+        help="Short clips first: equal parts of the epochs with clips of so many frames.",
+    ),
+    click.option(
         "--sampling-rate",
         type=int,
         default=4,

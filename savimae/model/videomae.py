@@ -73,7 +73,9 @@ class VideoMAE(nn.Module):
         """Reconstruct masked tokens of a batch. Training needs less; see `losses`.
 
         Args:
-            clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1).
+            clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1). T may be less than the
+                model's, a multiple of the tubelet size: N is less then, and positions are those of
+                the first tokens.
             mask: bool `[B, N]`, True = masked; at least one visible token a clip.
             decoded: bool `[B, N]`, the masked tokens that are reconstructed; None: all of them.
 
@@ -110,10 +112,9 @@ class VideoMAE(nn.Module):
         """Pixels of all tokens `[B * N, t*P*P*3]`, int64 `[rows]` which of them were predicted, and
         the predictions `[rows, t*P*P*3]`. Rows behind the M decoded tokens are filler.
         """
-        check_clips(clips, self.config)
-        self._check(clips, mask, decoded)
+        n = tokens_of(clips, self.config)
+        self._check(n, clips, mask, decoded)
         tokens = self.patchify(clips)
-        n = self.config.n_tokens
 
         visible = (~mask).flatten().nonzero()[:, 0]  # [V], in (clip, token) order
         lengths = (~mask).sum(1)
@@ -153,13 +154,12 @@ class VideoMAE(nn.Module):
         """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
         return patchify(clips, self.config)
 
-    def _check(self, clips: Tensor, mask: Tensor, decoded: Tensor) -> None:
-        c = self.config
+    def _check(self, n: int, clips: Tensor, mask: Tensor, decoded: Tensor) -> None:
         for name, given in (("mask", mask), ("decoded", decoded)):
-            if given.dtype != torch.bool or tuple(given.shape) != (len(clips), c.n_tokens):
+            if given.dtype != torch.bool or tuple(given.shape) != (len(clips), n):
                 raise ValueError(
                     f"{name} is {given.dtype} {list(given.shape)}, the model wants bool "
-                    f"[{len(clips)}, {c.n_tokens}]"
+                    f"[{len(clips)}, {n}]"
                 )
         if not (~mask).any(1).all():
             raise ValueError("a clip of this batch shows no token")
@@ -420,6 +420,20 @@ def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
     expected = (config.num_frames, config.input_size, config.input_size, CHANNELS)
     if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
         raise ValueError(f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]")
+
+
+def tokens_of(clips: Tensor, config: VideoMAEConfig) -> int:
+    """N of clips `[B, T, H, W, 3]`, of the model's length or shorter.
+
+    Raises:
+        ValueError: clips with other sizes, or of a part of a tubelet.
+    """
+    shape, t = config, config.tubelet_size
+    n_frames = clips.shape[1] if clips.ndim == 5 else 0
+    if 0 < n_frames < config.num_frames and n_frames % t == 0:
+        shape = dataclasses.replace(config, num_frames=n_frames)
+    check_clips(clips, shape)
+    return shape.n_tokens
 
 
 def sinusoid_positions(n: int, dim: int) -> Tensor:

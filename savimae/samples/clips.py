@@ -181,12 +181,19 @@ class ClipReader:
         vars(self).update(state)
         self._of_thread = threading.local()
 
-    def read(self, video: Video, key: np.uint64, frames_of: ChooseFrames | None = None) -> Clip:
+    def read(
+        self,
+        video: Video,
+        key: np.uint64,
+        frames_of: ChooseFrames | None = None,
+        num_frames: int | None = None,
+    ) -> Clip:
         """The clip of `video` that is drawn with `key`.
 
         Args:
             frames_of: which frames a clip of a video has, ascending int64 `[num_frames]`; None:
                 drawn as well, see `clip_indices`.
+            num_frames: how many are drawn; None: those of the config.
 
         Raises:
             VideoError: the video cannot be decoded.
@@ -194,6 +201,9 @@ class ClipReader:
         """
         array = None if self.saliency_root is None else self._array(video)
         n_frames = None if array is None else len(array)
+        config = self.config
+        if num_frames is not None:
+            config = dataclasses.replace(config, num_frames=num_frames)
 
         def choose(n_found: int) -> np.ndarray:
             if n_frames not in (None, n_found):
@@ -201,9 +211,7 @@ class ClipReader:
                     f"{self._where(video)}: has {n_frames} frames, "
                     f"{shown(video.path)} has {n_found}; preprocess this video again"
                 )
-            return (
-                clip_indices(n_found, self.config, key) if frames_of is None else frames_of(n_found)
-            )
+            return clip_indices(n_found, config, key) if frames_of is None else frames_of(n_found)
 
         frames, indices = open_video(video.path).read_clip(choose, n_frames)
         flipped = is_flipped(self.config, key)

@@ -65,6 +65,13 @@ class MaskSpec:
                 f"which {self.mask_type} masks are the same"
             )
 
+    def of_time_steps(self, time_steps: int) -> MaskSpec:
+        """The same for clips of fewer time steps; `visible_tokens` shrink with them."""
+        visible = self.visible_tokens
+        if visible is not None:  # of tube kinds a multiple of the time steps, before and after
+            visible = max(1, visible * time_steps // self.time_steps)
+        return dataclasses.replace(self, time_steps=time_steps, visible_tokens=visible)
+
     def salient_share(self, salient: np.ndarray) -> float:
         """Share of the salient tokens of a clip, bool `[N]`; of tube kinds of the positions."""
         if not self.is_tube:

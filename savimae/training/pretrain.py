@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +58,7 @@ from savimae.training.launch import check_launch, launch, print_steps
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES, autocast
 from savimae.training.optimizer import OPTIMIZERS, make_optimizer
+from savimae.training.schedule import FrameSchedule
 from savimae.training.setup import (
     RESUME_AUTO,
     RunConfig,
@@ -99,6 +101,7 @@ class TrainConfig(RunConfig):
     patch_size: int | None = None
     input_size: int | None = None
     num_frames: int | None = None
+    num_frames_schedule: FrameSchedule | None = None  # short clips first; ends with num_frames
 
     mask_type: str = "savi"
     mask_ratio: float | None = None  # of tube and random masks; None: 0.9
@@ -137,6 +140,12 @@ class TrainConfig(RunConfig):
             raise ValueError(
                 "--visible-tokens is an equal count of its own; leave --equal-count out"
             )
+        lengths = self.num_frames_schedule
+        if lengths is not None and self.num_frames not in (None, lengths.parts[-1]):
+            raise ValueError(
+                f"--num-frames-schedule {lengths} ends with clips of {lengths.parts[-1]} frames, "
+                f"--num-frames is {self.num_frames}; leave --num-frames out"
+            )
         if self.saliency_threshold is not None and self.saliency_root and self.augment == "none":
             raise ValueError(
                 "--saliency-threshold is for saliency that is computed from the clips; the arrays "
@@ -150,10 +159,11 @@ class TrainConfig(RunConfig):
             ValueError: a shape that cannot be, or not that of the weights to start from.
             SavimaeError: these cannot be read.
         """
+        lengths = self.num_frames_schedule
         options = {
             "input_size": self.input_size,
             "patch_size": self.patch_size,
-            "num_frames": self.num_frames,
+            "num_frames": self.num_frames if lengths is None else lengths.parts[-1],
             "tubelet_size": self.tubelet_size,
             "encoder_depth": self.encoder_depth,
             "decoder_depth": self.decoder_depth,
@@ -274,6 +284,7 @@ class Pretraining(PlainTask):
         repeat: int,
         on_bad_video: str,
         device: torch.device,
+        num_frames: Callable[[int], int],
     ):
         self.model = model
         self.videos = videos
@@ -283,6 +294,7 @@ class Pretraining(PlainTask):
         self.repeat = repeat
         self.on_bad_video = on_bad_video
         self.device = device
+        self.num_frames = num_frames  # epoch -> frames of its clips
         self.reported: set[str] = set()
 
     def load(self, index: int, epoch: int) -> Sample:
@@ -296,7 +308,8 @@ class Pretraining(PlainTask):
         for attempt, other in enumerate([index, *others.astype(int).tolist()]):
             video = self.videos[other]
             try:
-                return Sample(index, video, self.reader.read(video, key), attempt)
+                clip = self.reader.read(video, key, num_frames=self.num_frames(epoch))
+                return Sample(index, video, clip, attempt)
             except VideoError as error:
                 if self.on_bad_video == "stop":
                     with naming_video(video.path, STOP_REMEDY):
@@ -321,14 +334,22 @@ class Pretraining(PlainTask):
         if self.repeat > 1:  # [clips, …] -> [B, …]: every clip as often as it has masks
             pixels, salient = (np.repeat(each, self.repeat, axis=0) for each in (pixels, salient))
             keys = repeat_keys(keys, self.repeat)
-        mask = draw_masks(self.masks, keys, salient)
+        masks = self._masks(epoch)
+        mask = draw_masks(masks, keys, salient)
         return Batch(
             torch.from_numpy(pixels).to(self.device),
             torch.from_numpy(mask).to(self.device),
-            torch.from_numpy(draw_decoded(self.masks, keys, mask, salient)).to(self.device),
+            torch.from_numpy(draw_decoded(masks, keys, mask, salient)).to(self.device),
             torch.from_numpy(salient).to(self.device),
             sum(sample.n_replaced for sample in samples),
         )
+
+    def _masks(self, epoch: int) -> MaskSpec:
+        shape = self.model.config
+        n_frames = self.num_frames(epoch)
+        if n_frames == shape.num_frames:
+            return self.masks
+        return self.masks.of_time_steps(n_frames // shape.tubelet_size)
 
     def n_terms(self, batch: Batch) -> int:
         """Values that are reconstructed."""
@@ -452,6 +473,37 @@ class PretrainingRun:
         # Crops move the grid of the arrays: none is read.
         root = config.saliency_root if clips.augment == "none" else None
         self.reader = ClipReader(clips, saliency, self.shape.tubelet_size, root)
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        """Raises UsageError for clips of part of a token, or more lengths than epochs."""
+        lengths, t = self.config.num_frames_schedule, self.shape.tubelet_size
+        if lengths is None:
+            return
+        for n_frames in lengths.parts:
+            if n_frames % t:
+                raise UsageError(
+                    f"--num-frames-schedule {lengths}: {n_frames} is not a multiple of the tubelet "
+                    f"size {t}"
+                )
+        if self.n_epochs < len(lengths.parts):
+            raise UsageError(
+                f"--num-frames-schedule {lengths} has {len(lengths.parts)} lengths, the run has "
+                f"{self.n_epochs} epochs; give more --epochs, or fewer lengths"
+            )
+        try:
+            self.masks.of_time_steps(lengths.parts[0] // t)
+        except ValueError as error:
+            raise UsageError(f"--num-frames-schedule {lengths}: {error}") from None
+
+    @property
+    def n_epochs(self) -> int:
+        return math.ceil(self.setup.schedule.total_steps / self.setup.plan.steps_per_epoch)
+
+    def num_frames(self, epoch: int) -> int:
+        """Frames of the clips of `epoch`, from 0."""
+        lengths = self.config.num_frames_schedule
+        return self.shape.num_frames if lengths is None else lengths.at(epoch, self.n_epochs)
 
     def check_data(self) -> None:
         """Look whether all videos could be listed and have their arrays, and how those are called.
@@ -490,6 +542,11 @@ class PretrainingRun:
             # Older versions never reconstructed half of the tokens: their runs are not resumed.
             **({"decoder_mask_start": "drawn for each clip"} if masks.decoder_mask_ratio else {}),
             **({"decode": masks.decode} if masks.decode != "all" else {}),
+            **(
+                {}
+                if config.num_frames_schedule is None
+                else {"num_frames_schedule": str(config.num_frames_schedule)}
+            ),
             **({"optimizer": config.optimizer} if config.optimizer != "adamw" else {}),
             **({"repeat": config.repeat} if config.repeat > 1 else {}),
             **({"equal_count": True} if config.equal_count else {}),
@@ -534,15 +591,26 @@ class PretrainingRun:
         return {"visible_tokens": self.masks.equal_count(share)}
 
     def flops_a_clip(self) -> float:
-        """Operations of training a clip, over the first clips. Raises as `_first_clips`."""
-        keys, salient = self._first_clips()
-        mask = draw_masks(self.masks, keys, salient)
-        decoded = draw_decoded(self.masks, keys, mask, salient)
-        visible, rebuilt = (each.sum(1).tolist() for each in (~mask, decoded))
-        return step_flops(self.shape, visible, rebuilt) / len(keys)
+        """Operations of training a clip, over the first clips. Raises as `_first_clips`.
 
-    def _first_clips(self) -> tuple[np.ndarray, np.ndarray]:
+        Of clips of several lengths, the mean.
+        """
+        lengths = self.config.num_frames_schedule
+        of_lengths = []
+        for n_frames in (self.shape.num_frames,) if lengths is None else lengths.parts:
+            keys, salient = self._first_clips(n_frames)
+            masks = self.masks.of_time_steps(n_frames // self.shape.tubelet_size)
+            mask = draw_masks(masks, keys, salient)
+            decoded = draw_decoded(masks, keys, mask, salient)
+            visible, rebuilt = (each.sum(1).tolist() for each in (~mask, decoded))
+            of_lengths.append(step_flops(self.shape, visible, rebuilt) / len(keys))
+        return float(np.mean(of_lengths))
+
+    def _first_clips(self, num_frames: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Keys uint64 `[C]` and salient tokens bool `[C, N]` of the first clips of the run.
+
+        Args:
+            num_frames: of each clip; None: those of the model.
 
         Raises:
             SavimaeError: none of them can be read.
@@ -554,7 +622,9 @@ class PretrainingRun:
             for number, key in enumerate(sample_keys(seed, 0, places)):
                 progress.show(number / len(places), f"{number}/{len(places)} clips")
                 with contextlib.suppress(VideoError):  # training says so when it meets it
-                    salient.append(self.reader.read(self.videos[places[number]], key).saliency)
+                    video = self.videos[places[number]]
+                    clip = self.reader.read(video, key, num_frames=num_frames)
+                    salient.append(clip.saliency)
                     keys.append(key)
         if not keys:
             raise SavimaeError("not one of the first videos can be decoded; look at the data")
@@ -578,7 +648,7 @@ class PretrainingRun:
         use_ways(model, self.ways)
         return Pretraining(
             model.to(self.setup.device), self.videos, self.reader, self.masks, self.config.seed,
-            self.config.repeat, self.config.on_bad_video, self.setup.device,
+            self.config.repeat, self.config.on_bad_video, self.setup.device, self.num_frames,
         )  # fmt: skip
 
     def make_optimizer(self, task: Pretraining) -> torch.optim.Optimizer:
@@ -595,8 +665,8 @@ class PretrainingRun:
         n_parameters = sum(each.numel() for each in task.model.parameters()) / 1e6
         print_setup(
             self.setup,
-            f"clips of {shape.num_frames} frames, {config.sampling_rate} apart, "
-            f"{shape.input_size}x{shape.input_size}",
+            f"clips of {config.num_frames_schedule or shape.num_frames} frames, "
+            f"{config.sampling_rate} apart, {shape.input_size}x{shape.input_size}",
             f"{config.model or describe(shape)}: {n_parameters:.2f} M parameters, "
             f"{shape.n_tokens} tokens a clip",
         )
@@ -606,10 +676,15 @@ class PretrainingRun:
         if self.reader.saliency_root is not None and self.reader.array_cut:
             name = self.videos[0].name
             print(cut_words(self.reader.saliency_root, name, self.reader.array_cut))
-        visible, salient_share, seconds_a_clip = _try_clips(loop, task, self.setup.precision)
+        n_tokens, visible, salient_share, seconds_a_clip = _try_clips(
+            loop, task, self.setup.precision
+        )
+        lengths, epoch = config.num_frames_schedule, loop.plan.epoch_of(loop.step)
+        if lengths is not None:  # what is to come takes longer
+            seconds_a_clip *= lengths.mean(epoch, self.n_epochs) / self.num_frames(epoch)
         print(
             f"{config.mask_type} masks, saliency from {source}: about {visible:.0f} of "
-            f"{shape.n_tokens} tokens visible"
+            f"{n_tokens} tokens visible"
         )
         warning = mostly_salient(salient_share, "tokens of the first clips")
         if warning and self.masks.uses_saliency and self.reader.saliency.kind == FRAME_MEAN:
@@ -676,8 +751,8 @@ def _initial_weights(path: str, shape: VideoMAEConfig) -> dict[str, Tensor]:
     return weights.state
 
 
-def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, float, float]:
-    """Of the first clips: visible tokens on average, the salient share of tokens, and seconds of
+def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[int, float, float, float]:
+    """Of the first clips: tokens, the visible ones on average, the salient share, and seconds of
     training a clip, roughly.
 
     A step is three forward passes: the backward pass takes twice the forward one.
@@ -694,4 +769,4 @@ def _try_clips(loop: Loop, task: Pretraining, precision: str) -> tuple[float, fl
             start = time.perf_counter()
             task.loss(few)
             seconds = time.perf_counter() - start
-    return visible, salient_share, 3 * seconds / len(few.mask)
+    return few.mask.shape[1], visible, salient_share, 3 * seconds / len(few.mask)

@@ -377,6 +377,21 @@ def test_only_decoded_tokens_are_reconstructed_and_counted():
 # ---------------------------------------------------------------------------------- filler
 
 
+def test_shorter_clips_are_those_of_a_model_of_their_length():
+    long, short = small_model(), small_model(num_frames=4)
+    short.load_state_dict(long.state_dict())
+    clips = clips_for(short.config, 3)
+    mask = masks_for(short.config, 3)
+    for found, expected in zip(long.losses(clips, mask), short.losses(clips, mask), strict=True):
+        assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match=r"clips are \[3, 3, 64, 64, 3\], the model wants"):
+        long.losses(clips[:, :3], mask)
+    with pytest.raises(ValueError, match=r"mask is .* the model wants bool \[3, 32\]"):
+        long.losses(clips, masks_for(long.config, 3))
+    with pytest.raises(ValueError, match=r"the model wants \[B, \*\[8, 64, 64, 3\]\]"):
+        long.encode(clips)
+
+
 def test_filler_rounds_rows_to_few_sizes():
     places = torch.arange(1, 70)
     rounded = filled(places, 12544)

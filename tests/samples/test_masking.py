@@ -401,3 +401,10 @@ def test_equal_counts_draw_uniformly_inside_a_group():
 def test_equal_counts_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         MaskSpec(**{"visible_tokens": 80, **changes})
+
+
+def test_masks_of_shorter_clips():
+    spec = MaskSpec("savi-tube", 8, 4, visible_tokens=24)
+    assert spec.of_time_steps(2) == MaskSpec("savi-tube", 2, 4, visible_tokens=6)
+    assert MaskSpec("savi", 8, 4, visible_tokens=3).of_time_steps(2).visible_tokens == 1
+    assert MaskSpec("savi", 8, 4).of_time_steps(2) == MaskSpec("savi", 2, 4)

@@ -28,6 +28,7 @@ from savimae.system.errors import EXIT_STOPPED, SavimaeError, UsageError
 from savimae.training.checkpoint import SaveEvery
 from savimae.training.distributed import World
 from savimae.training.pretrain import Pretraining, PretrainingRun, train
+from savimae.training.schedule import FrameSchedule
 from savimae.training.setup import set_up
 
 
@@ -208,6 +209,27 @@ def test_several_masks_of_each_clip(data, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(whole), atol=1e-5)
     with pytest.raises(UsageError, match="repeat is 2 there and None here"):
         train(config(data, whole, batch_size=4))
+
+
+def test_short_clips_first(data, tmp_path):
+    """Two epochs of 4 frames, then one of 8; what is stopped in either goes on the same."""
+    changes = {"num_frames": 8, "num_frames_schedule": "4,8", "epochs": 3}
+    given = {**changes, "num_frames_schedule": FrameSchedule((4, 8))}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(config(data, whole, **given)) == 0
+    visible = [line["visible_tokens"] for line in log_of(whole)]
+    # Of 8 and of 16 tokens; half of the salient and a quarter of the others, rounded up.
+    assert max(visible[:6]) <= 5 < 6 <= min(visible[6:])
+    assert checkpoint(whole)["config"]["num_frames"] == 8
+    # In step 5, of the second epoch, and, from step 4 on, in step 8, of the third.
+    for call in (5, 4):
+        hook = f"at_call = lambda n: n == {call} and os.kill(os.getpid(), signal.SIGABRT)"
+        code, _ = finish(hooked(hook, command(data, killed, **changes)))
+        assert code == -signal.SIGABRT
+    assert train(config(data, killed, **given)) == 0
+    assert same_weights(whole, killed)
+    with pytest.raises(UsageError, match="num_frames_schedule is '4,8' there and None here"):
+        train(config(data, whole, **{**given, "num_frames_schedule": None}))
 
 
 def test_masks_of_one_clip_differ_and_the_first_is_that_without_repeats(data, tmp_path):

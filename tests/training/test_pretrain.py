@@ -263,6 +263,23 @@ def test_decoding_what_is_salient(data, tmp_path):
         ({"model": "giant"}, "unknown model 'giant'; choose one of tiny, small"),
         ({"input_size": 40}, "input_size 40 is not a multiple of patch_size 16"),
         ({"num_frames": 3}, "num_frames 3 is not a multiple of tubelet_size 2"),
+        ({"num_frames_schedule": "2,3"}, "--num-frames-schedule 2,3 ends with clips of 3 frames"),
+        ({"num_frames_schedule": "1,4"}, "1 is not a multiple of the tubelet size 2"),
+        (
+            {"num_frames": 6, "num_frames_schedule": "2,4,6"},
+            "--num-frames-schedule 2,4,6 has 3 lengths, the run has 2 epochs; give more --epochs",
+        ),
+        ({"num_frames_schedule": "4"}, "--num-frames-schedule 4: give two numbers or more"),
+        (
+            {
+                "num_frames_schedule": "2,4",
+                "mask_type": "savi",
+                "visible_tokens": 4,
+                "input_size": 16,
+                "num_frames": 16,
+            },
+            "ends with clips of 4 frames, --num-frames is 16",
+        ),
         ({"salient_mask_ratio": 1.5}, "salient_mask_ratio 1.5 is not between 0 and 1"),
         ({"clip_grad": -1.0}, "clip_grad must be above 0"),
         ({"save_every": "soon"}, "'soon' is not like 10ep, 200steps or 15min"),

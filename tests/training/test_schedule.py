@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from savimae.training.schedule import Schedule, default_warmup_epochs
+from savimae.training.schedule import FrameSchedule, Schedule, default_warmup_epochs
 
 
 def test_equals_the_published_schedules(golden):
@@ -48,3 +48,19 @@ def test_default_warmup(epochs, warmup):
 def test_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Schedule(*arguments)
+
+
+def test_lengths_of_clips_by_epoch():
+    schedule = FrameSchedule.parse("4, 8,16")
+    assert [schedule.at(epoch, 7) for epoch in range(7)] == [4, 4, 4, 8, 8, 16, 16]
+    assert [schedule.at(epoch, 3) for epoch in (0, 1, 2, 3)] == [4, 8, 16, 16]
+    assert schedule.mean(0, 3) == pytest.approx(28 / 3)
+    assert schedule.mean(4, 7) == pytest.approx(40 / 3)
+    assert schedule.mean(7, 7) == 16
+    assert str(schedule) == "4,8,16"
+
+
+@pytest.mark.parametrize("text", ["", "16", "8,4", "4,4", "0,4", "4,8,x", "-4,8", "4;8", "4,,8"])
+def test_no_lengths_of_clips(text):
+    with pytest.raises(ValueError, match=f"--num-frames-schedule {text}: give"):
+        FrameSchedule.parse(text)
