@@ -24,6 +24,7 @@ from savimae.system.errors import EXIT_FAILURE, EXIT_STOPPED, UsageError, shown
 if TYPE_CHECKING:
     from savimae.judging.load import Machine
     from savimae.samples.multi_view import Views
+    from savimae.training.loaded_weights import Sizes
 
 MASKS = option_group(
     "Masks (default: as the model was trained)",
@@ -33,11 +34,13 @@ MASKS = option_group(
     click.option("--nonsalient-mask-ratio", type=float, help="Of savi and savi-tube."),
 )
 RATE = click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]")
-CLIPS = option_group(
-    "Clips",
-    ROOT,
-    RATE,
-    click.option("--seed", type=SEED, default=0, show_default=True),
+SEED_OF_CLIPS = click.option("--seed", type=SEED, default=0, show_default=True)
+CLIPS = option_group("Clips", ROOT, RATE, SEED_OF_CLIPS)
+SIZES = (
+    click.option("--num-frames", type=click.IntRange(1), help="[as the model was trained]"),
+    click.option(
+        "--input-size", type=click.IntRange(1), help="Side of the frames.  [as it was trained]"
+    ),
 )
 OF_SALIENCY = option_group(
     "Saliency",
@@ -55,7 +58,8 @@ ONE_BY_ONE = (
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto"),
     click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
 )
-WHOLE_CLIPS = option_group("Clips", ROOT, RATE)
+WHOLE_CLIPS = option_group("Clips", ROOT, RATE, *SIZES)
+ENCODED_CLIPS = option_group("Clips", ROOT, RATE, *SIZES, SEED_OF_CLIPS)
 ANIMATIONS = click.Choice(["mp4", "gif", "none"])
 MACHINE_ONE_BY_ONE = option_group("Machine", *ONE_BY_ONE)
 MACHINE = option_group(
@@ -130,6 +134,12 @@ def _views(options: dict[str, Any]) -> Views:
     return _make(Views, {"clips": options["clips"], "crops": options["crops"] or None})
 
 
+def _sizes(options: dict[str, Any]) -> Sizes:
+    from savimae.training.loaded_weights import Sizes
+
+    return _make(Sizes, options)
+
+
 def _choose_machine(
     device: str, precision: str, threads: int | None, batch_size: int = 1,
     workers: int | None = None, **_: Any,
@@ -158,7 +168,7 @@ def _choose_machine(
     click.option("--animation", type=ANIMATIONS, help="[mp4; none beside a sheet]"),
 )  # fmt: skip
 @MASKS
-@CLIPS
+@ENCODED_CLIPS
 @OF_SALIENCY
 @MACHINE_ONE_BY_ONE
 def reconstruct(checkpoints: tuple[str, ...], source: str, out: str, **options: Any) -> None:
@@ -215,7 +225,7 @@ def attention(checkpoint: str, source: str, out: str, **options: Any) -> None:
 
     drawn = draw_attention_maps(
         checkpoint, source, out, _choose_machine(**options), _make(ClipOptions, options),
-        _make(AttentionDrawings, options),
+        _make(AttentionDrawings, options), _sizes(options),
     )  # fmt: skip
     for path in drawn.written:
         click.echo(f"wrote {shown(path)}")
@@ -290,7 +300,7 @@ def features(
 
     machine, views = _choose_machine(**options), _views(options)
     videos = find_readable_videos(data, root).videos
-    trained = load_trained(checkpoint, machine.device)
+    trained = load_trained(checkpoint, machine.device, _sizes(options))
     try:
         reader = ViewReader(trained.clips(sampling_rate), views)
         source = encoder_features(trained.encoder, pool, machine, layer)
@@ -355,7 +365,7 @@ def predict(
         refuse_folder(out)
         check_out(out)
     machine = _choose_machine(**options)
-    trained = load_trained_classifier(classifier, machine.device)
+    trained = load_trained_classifier(classifier, machine.device, _sizes(options))
     found = find_videos(source, root, weigh=False)
     try:
         if every is None:
@@ -417,7 +427,7 @@ def test(
 
     check_matplotlib()
     machine = _choose_machine(**options)
-    trained = load_trained_classifier(classifier, machine.device)
+    trained = load_trained_classifier(classifier, machine.device, _sizes(options))
     try:
         reader = ViewReader(trained.clips(sampling_rate), trained.views(clips, crops))
     except ValueError as error:
@@ -464,7 +474,7 @@ def test(
     ALLOW_OVERLAP,
 )  # fmt: skip
 @VIEWS
-@CLIPS
+@ENCODED_CLIPS
 @MACHINE
 def probe(
     checkpoint: str, train_list: str, test_list: str, out: str, pool: str, layer: int | None,
@@ -488,6 +498,7 @@ def probe(
         checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool, layer=layer,
         views=_views(options), root=root, sampling_rate=sampling_rate, seed=seed,
         baselines=baselines, attentive=attentive, label_counts=labels, allow_overlap=allow_overlap,
+        sizes=_sizes(options),
     )  # fmt: skip
     of_model = [score for score in result.scores if score.features == "pretrained"]
     best = max(of_model, key=lambda score: score.top1)
@@ -556,7 +567,7 @@ def neighbors(
     found = find_neighbors(
         checkpoint, data, out, _choose_machine(**options), _make(NeighborOptions, options),
         pool=pool, layer=layer, views=_views(options), root=root,
-        sampling_rate=sampling_rate,
+        sampling_rate=sampling_rate, sizes=_sizes(options),
     )  # fmt: skip
     for note in found.notes:
         click.echo(note, err=True)

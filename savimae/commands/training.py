@@ -299,6 +299,10 @@ def train(allocator: str, **options: Any) -> int:
 )
 @option_group(
     "Clips",
+    click.option("--num-frames", type=click.IntRange(1), help="[as the model was pretrained]"),
+    click.option(
+        "--input-size", type=click.IntRange(1), help="Side of the frames.  [as it was pretrained]"
+    ),
     click.option("--sampling-rate", type=int, help="[as the model was pretrained, else 4]"),
     click.option(
         "--smallest-crop", type=float, default=0.08, show_default=True,

@@ -30,6 +30,7 @@ from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import UsageError, shown
 from savimae.training.classifier_test import Prediction
+from savimae.training.loaded_weights import Sizes
 
 AnyPath = str | os.PathLike[str]
 REMEDY = "mend it, or leave it out"
@@ -153,28 +154,42 @@ def _read(reader: ViewReader, path: str) -> np.ndarray:
         return reader.read(Video(path, path))
 
 
-def load_encoder(path: AnyPath, device: str = "auto", precision: str = "auto") -> VideoEncoder:
+def load_encoder(
+    path: AnyPath,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    num_frames: int | None = None,
+    input_size: int | None = None,
+) -> VideoEncoder:
     """The encoder of a pretrained model or of a classifier.
 
     Args:
         path: the folder of a run, a checkpoint, published weights, or a Hugging Face folder.
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16" or "fp32"; auto is bf16 where the machine multiplies it.
+        num_frames, input_size: of the clips it gets, in frames and pixels; None: as it was trained.
 
     Raises:
-        SavimaeError: not such a model, or no GPU where one is asked for.
+        SavimaeError: not such a model, sizes that do not fit it, or no GPU where one is asked for.
     """
-    machine = Machine.here(device, precision)
-    return VideoEncoder(load_trained(os.fspath(path), machine.device), machine)
+    machine, sizes = Machine.here(device, precision), Sizes(num_frames, input_size)
+    return VideoEncoder(load_trained(os.fspath(path), machine.device, sizes), machine)
 
 
 def load_classifier(
-    path: AnyPath, device: str = "auto", precision: str = "auto"
+    path: AnyPath,
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    num_frames: int | None = None,
+    input_size: int | None = None,
 ) -> TrainedVideoClassifier:
     """A classifier that `savimae finetune` made, or one of another layout; see `load_encoder`.
 
     Raises:
-        SavimaeError: not a classifier, or no GPU where one is asked for.
+        SavimaeError: not a classifier, sizes that do not fit it, or no GPU where one is asked for.
     """
-    machine = Machine.here(device, precision)
-    return TrainedVideoClassifier(load_trained_classifier(os.fspath(path), machine.device), machine)
+    machine, sizes = Machine.here(device, precision), Sizes(num_frames, input_size)
+    trained = load_trained_classifier(os.fspath(path), machine.device, sizes)
+    return TrainedVideoClassifier(trained, machine)

@@ -33,7 +33,14 @@ from savimae.system.errors import UsageError, shown
 from savimae.system.progress import Progress
 from savimae.training.distributed import World
 from savimae.training.huggingface import class_names
-from savimae.training.loaded_weights import classifier_of, encoder_of
+from savimae.training.loaded_weights import (
+    AS_TRAINED,
+    Sizes,
+    check_time_means,
+    classifier_of,
+    encoder_of,
+    resized,
+)
 from savimae.training.machine import autocast, choose_device, choose_precision, default_workers
 from savimae.training.plan import Plan, load_batches
 from savimae.training.weights import load_weights, read_weights
@@ -281,13 +288,14 @@ def load_pretrained(path: str, device: torch.device) -> Pretrained:
     return Pretrained(path, model.encoder, weights.settings, model)
 
 
-def load_trained(path: str, device: torch.device) -> Trained:
+def load_trained(path: str, device: torch.device, sizes: Sizes = AS_TRAINED) -> Trained:
     """The encoder of the model at `path`, pretrained or a classifier, of any layout.
 
     Raises:
         SavimaeError: as `read_weights`.
+        UsageError: `sizes` that do not fit it.
     """
-    weights = read_weights(path)
+    weights = resized(path, read_weights(path), sizes)
     return Trained(path, encoder_of(weights).to(device).eval(), weights.settings)
 
 
@@ -309,13 +317,18 @@ class TrainedClassifier(Trained):
         return Views(n_clips, self.test_views.crops if crops is None else crops or None)
 
 
-def load_trained_classifier(path: str, device: torch.device) -> TrainedClassifier:
+def load_trained_classifier(
+    path: str, device: torch.device, sizes: Sizes = AS_TRAINED
+) -> TrainedClassifier:
     """The classifier at `path`, of any layout.
 
     Raises:
         SavimaeError: as `read_weights`, or the weights of a pretraining model.
+        UsageError: `sizes` that do not fit it.
     """
     weights = read_weights(path)
+    check_time_means(path, weights, sizes)
+    weights = resized(path, weights, sizes)
     model = classifier_of(path, weights).to(device).eval()
     classes = class_names(weights.classes, model.head.out_features)
     views = weights.views or Views(TEST_CLIPS, TEST_CROPS)

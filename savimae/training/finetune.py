@@ -68,6 +68,7 @@ from savimae.training.classifier_test import (
 )
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
+from savimae.training.loaded_weights import Sizes, resized
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES
 from savimae.training.optimizer import FINETUNING_BETAS, parameter_groups
@@ -95,6 +96,8 @@ class FinetuneConfig(RunConfig):
     untrained: bool = False  # take the checkpoint's shape only
     allow_overlap: bool = False  # of training and test videos; the result says so
 
+    num_frames: int | None = None  # None: as the model was pretrained
+    input_size: int | None = None  # the same
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
     smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
     hflip: bool = True
@@ -412,7 +415,8 @@ class FinetuningRun:
         self.n_classes = len(labelled.classes)
         self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
-        self.weights = read_weights(config.checkpoint)
+        sizes = Sizes(config.num_frames, config.input_size)
+        self.weights = resized(config.checkpoint, read_weights(config.checkpoint), sizes)
         rate = config.sampling_rate
         if rate is None:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)

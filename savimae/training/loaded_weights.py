@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from savimae.model.classifier import VideoClassifier
+from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import VideoMAEConfig
 from savimae.model.layouts import ENCODER, State, head_of
 from savimae.model.videomae import Encoder
 from savimae.samples.multi_view import Views
-from savimae.system.errors import SavimaeError, shown
+from savimae.system.errors import SavimaeError, UsageError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,53 @@ class Weights:
     def n_classes(self) -> int | None:
         """K of a classifier; None of a pretraining model."""
         return len(self.state["head.weight"]) if "head.weight" in self.state else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the clips that a model gets; None: as it was trained."""
+
+    num_frames: int | None = None
+    input_size: int | None = None
+
+
+AS_TRAINED = Sizes()
+
+
+def resized(path: str, weights: Weights, sizes: Sizes) -> Weights:
+    """The same parameters, for clips of other sizes; no parameter depends on them.
+
+    Positions are computed anew: those of the first time steps stay what they were if the number of
+    frames changes; with another size of the frames a token has another number.
+
+    Args:
+        path: where the weights come from, for the error.
+
+    Raises:
+        UsageError: sizes that are no multiples of the patch or tubelet size.
+    """
+    given = {name: value for name, value in vars(sizes).items() if value is not None}
+    try:
+        config = dataclasses.replace(weights.config, **given)
+    except ValueError as error:
+        raise UsageError(f"{shown(path)}: {error}") from None
+    return dataclasses.replace(weights, config=config)
+
+
+def check_time_means(path: str, weights: Weights, sizes: Sizes) -> None:
+    """Raises UsageError for a classifier of one mean for each time step, if their number changes.
+
+    Args:
+        weights: as they were trained.
+    """
+    shape = weights.config
+    is_by_time = weights.n_classes and head_of(weights.state, shape).pool != HeadConfig.pool
+    if is_by_time and sizes.num_frames not in (None, shape.num_frames):
+        raise UsageError(
+            f"{shown(path)}: its last layer sees a mean for each of {shape.time_steps} time steps, "
+            f"so that clips have {shape.num_frames} frames; leave --num-frames out, or fine-tune "
+            "with it"
+        )
 
 
 def encoder_of(weights: Weights) -> Encoder:

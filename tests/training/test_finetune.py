@@ -390,6 +390,26 @@ def test_untrained_weights_are_others(pretrained, data, expected, tmp_path):
     assert (ours - start).norm() > start.norm()
 
 
+def test_clips_of_other_sizes_than_in_pretraining(pretrained, data, tmp_path):
+    changes = {"epochs": 1, "num_frames": 8, "input_size": 48, "pool": "time"}
+    run = tmp_path / "run"
+    assert finetune(finetune_config(pretrained, data, run, **changes)) == 0
+    found, begun = checkpoint(run), load_model(str(pretrained)).config
+    shape = {name: found["config"][name] for name in ("num_frames", "input_size")}
+    assert shape == {"num_frames": 8, "input_size": 48}
+    assert (begun.num_frames, begun.input_size) == (4, 32)
+    assert found["model"]["head.weight"].shape == (2, 4 * begun.encoder_dim)
+    assert classifier_at(run).encoder.positions.shape == (4 * 9, begun.encoder_dim)
+    with pytest.raises(UsageError, match="input_size is 48 there and 32 here"):
+        finetune(finetune_config(pretrained, data, run, **{**changes, "input_size": None}))
+    # Its encoder starts other classifiers, also with clips of another length.
+    again = {"epochs": 1, "num_frames": 2, "input_size": 48}
+    assert finetune(finetune_config(run, data, tmp_path / "again", **again)) == 0
+    with pytest.raises(UsageError, match="num_frames 5 is not a multiple of tubelet_size 2"):
+        finetune(finetune_config(pretrained, data, tmp_path / "odd", num_frames=5))
+    assert not (tmp_path / "odd").exists()
+
+
 def test_the_learning_rate_of_every_layer_at_every_step(pretrained, data, tmp_path, monkeypatch):
     steps, of_adamw = [], torch.optim.AdamW.step
 
