@@ -168,6 +168,7 @@ def test_table_of_scores():
 def test_full_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_scores, "SEEDS", (1,))
     monkeypatch.setattr(demo_scores, "INPUT_SIZE", 48)  # a quarter of the tokens
+    monkeypatch.setattr(demo, "DIRECTIONS", demo.DIRECTIONS[:3])  # and of the videos
     for what in ("PRETRAINING_COPIES", "LABELLED_COPIES", "TEST_COPIES", "PRETRAINING_EPOCHS",
                  "FINETUNING_EPOCHS"):  # fmt: skip
         monkeypatch.setattr(demo_scores, what, 1)
@@ -181,8 +182,8 @@ def test_full_demo(tmp_path, monkeypatch, capsys):
     assert known["direction", "fine-tuned", "untrained"] == result["top1"]
     # Features are shared by the labels, and each label is asked for.
     with np.load(tmp_path / "seed-1/probe-tokens/pretrained-test.npz") as features:
-        assert features["values"].shape == (32, 36, 192)
-        assert np.bincount(features["labels"]).tolist() == [4] * 8
+        assert features["values"].shape == (12, 36, 192)
+        assert np.bincount(features["labels"]).tolist() == [4] * 3
     raw = {way: known["object", way, "raw pixels"] for way in ("linear, mean of tokens",
                                                                "linear, all tokens")}  # fmt: skip
     assert len(set(raw.values())) == 1
