@@ -327,8 +327,8 @@ TEST_VIEWS = option_group(
     "The labels",
     click.option("--out", type=PATH, metavar="FILE", help="Write them: .csv or .jsonl"),
     click.option(
-        "--top", type=click.IntRange(1), default=3, show_default=True, metavar="K",
-        help="Likeliest classes that are printed.",
+        "--top", type=click.IntRange(1), metavar="K",
+        help="Likeliest classes or labels that are printed.  [3]",
     ),
     click.option(
         "--every", metavar="2s", help="A line for each window of so many seconds of a video."
@@ -338,14 +338,15 @@ TEST_VIEWS = option_group(
 @WHOLE_CLIPS
 @MACHINE
 def predict(
-    classifier: str, source: str, out: str | None, top: int, every: str | None, clips: int | None,
-    crops: int | None, root: str | None, sampling_rate: int | None, **options: Any,
+    classifier: str, source: str, out: str | None, top: int | None, every: str | None,
+    clips: int | None, crops: int | None, root: str | None, sampling_rate: int | None,
+    **options: Any,
 ) -> int:  # fmt: skip
-    """Print which classes new videos are of, with probabilities.
+    """Print which classes new videos are of, with probabilities; or their numbers.
 
     CLASSIFIER is a run of `savimae finetune`, a checkpoint of it, or a Hugging Face folder. SOURCE
     is a video, a list or a folder. FILE has a line for each video: path, label, probability, and
-    the probability of every class.
+    the probability of every class; or what --task of `finetune` asked for.
     """
     keep_memory()  # before the first tensor
     from savimae.data.lists import find_videos
@@ -360,12 +361,16 @@ def predict(
     )
     from savimae.samples.multi_view import ViewReader
     from savimae.system.files import refuse_folder
+    from savimae.training.outputs import REGRESS
+    from savimae.training.predictions import ValuesPrediction
 
     if out is not None:
         refuse_folder(out)
         check_out(out)
     machine = _choose_machine(**options)
     trained = load_trained_classifier(classifier, machine.device, _sizes(options))
+    if top is not None and trained.outputs.task == REGRESS:
+        raise UsageError(f"--top is for classes and labels; {shown(classifier)} predicts numbers")
     found = find_videos(source, root, weigh=False)
     try:
         if every is None:
@@ -386,8 +391,12 @@ def predict(
             broken.append(each)
             continue
         window = "" if each.start_s is None else f"  {each.start_s:9.2f} to {each.end_s:.2f} s"
-        classes = "  ".join(f"{shown(name)} {value:.3f}" for name, value in each.top(top))
-        click.echo(f"{shown(each.path):{width}}{window}  {classes}")
+        if isinstance(each, ValuesPrediction):
+            pairs = zip(each.names, each.values, strict=True)
+            said = "  ".join(f"{shown(name)} {value:.6g}" for name, value in pairs)
+        else:
+            said = "  ".join(f"{shown(name)} {value:.3f}" for name, value in each.top(top or 3))
+        click.echo(f"{shown(each.path):{width}}{window}  {said}")
         written.append(each)
     for path, reason in broken:
         click.echo(f"failed: {shown(path)}: {reason}", err=True)
@@ -424,6 +433,7 @@ def test(
     from savimae.judging.pictures import check_matplotlib, draw_test
     from savimae.judging.predict import run_test
     from savimae.samples.multi_view import ViewReader
+    from savimae.training.scores import score_words
 
     check_matplotlib()
     machine = _choose_machine(**options)
@@ -442,9 +452,8 @@ def test(
         return EXIT_STOPPED
     for note in result["notes"]:
         click.echo(note)
-    click.echo(
-        f"{result['videos']} test videos: top-1 {result['top1']:.3f}, top-5 {result['top5']:.3f}"
-    )
+    words = score_words(result, trained.outputs.task)
+    click.echo(f"{result['videos']} test videos: {words}")
     for path in (f"{out}/test.json", f"{out}/predictions.csv", *draw_test(out, result)):
         click.echo(f"wrote {shown(path)}")
     return 0

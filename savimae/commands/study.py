@@ -302,6 +302,8 @@ def _finetuning(ctx: click.Context, needed: Sequence[str], text: str) -> Any:
         for name in OF_FINETUNING:
             if parsed.params[name] != plain.params[name]:
                 raise UsageError(f"--{name.replace('_', '-')} is what `savimae study` sets itself")
+        if parsed.params["task"] != plain.params["task"]:
+            raise UsageError("a study compares top-1 of one class a video; leave --task out")
         given = {name: value for name, value in parsed.params.items() if name != "allocator"}
         return finetune_config(**given)
     except click.UsageError as error:

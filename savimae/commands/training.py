@@ -276,6 +276,11 @@ def train(allocator: str, **options: Any) -> int:
         help="Clips at a time, of each process.",
     ),
     click.option(
+        "--task", type=click.Choice(["classify", "multilabel", "regress"]), default="classify",
+        show_default=True,
+        help="One class a video; any number of labels (`path 0,3`); numbers (`path 1.5,-3`).",
+    ),
+    click.option(
         "--untrained", is_flag=True, help="Take the checkpoint's shape only, for comparison."
     ),
     recipe_option(
@@ -312,8 +317,27 @@ def train(allocator: str, **options: Any) -> int:
     click.option(
         "--erasing", type=float, default=0.25, show_default=True, help="Share of clips with a hole."
     ),
-    click.option("--mixup", type=float, default=0.8, show_default=True, help="0: never."),
-    click.option("--cutmix", type=float, default=1.0, show_default=True, help="0: never."),
+    click.option("--mixup", type=float, help="0: never.  [0.8; of numbers 0]"),
+    click.option("--cutmix", type=float, help="0: never.  [1; of numbers 0]"),
+)  # fmt: skip
+@option_group(
+    "Task",
+    click.option(
+        "--loss", type=click.Choice(["mse", "huber"]),
+        help="Of --task regress; huber: large errors count linearly.  [mse]",
+    ),
+    click.option(
+        "--class-weights", type=click.Choice(["none", "balanced"]), default="none",
+        show_default=True, help="balanced: rare classes or labels count as much as frequent ones.",
+    ),
+    click.option(
+        "--sampling", type=click.Choice(["natural", "balanced"]), default="natural",
+        show_default=True, help="balanced: every class equally often in an epoch.",
+    ),
+    click.option(
+        "--freeze", type=click.IntRange(0), default=0, show_default=True, metavar="L",
+        help="The patch embedding and the first L blocks keep their weights; 0: all learn.",
+    ),
 )  # fmt: skip
 @option_group(
     "Head",
@@ -328,7 +352,7 @@ def train(allocator: str, **options: Any) -> int:
 )  # fmt: skip
 @option_group(
     "Regularisation",
-    click.option("--label-smoothing", type=float, default=0.1, show_default=True),
+    click.option("--label-smoothing", type=float, help="[0.1; of several labels 0]"),
     click.option(
         "--layer-decay", type=float, default=0.75, show_default=True,
         help="Learning rate of a layer over that of the layer above.",
@@ -361,8 +385,9 @@ def train(allocator: str, **options: Any) -> int:
 def finetune(allocator: str, **options: Any) -> int:
     """Fine-tune a classifier on a pretrained encoder, and test it.
 
-    Lists hold `path label` lines; folders of class folders will do. The test averages the softmax
-    over clips and crops. Resuming, signals, log and many processes are as in `train`.
+    Lists hold `path label` lines; folders of class folders will do. --task is for several labels of
+    a video, and for numbers. The test averages what is predicted over clips and crops. Resuming,
+    signals, log and many processes are as in `train`.
     """
     if allocator == "keep":
         keep_memory()  # before the first tensor

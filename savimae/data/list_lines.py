@@ -10,12 +10,18 @@
 
 The form is that of the first line, and all lines must have it. Paths may contain spaces, so the
 form is certain only where a video's extension ends the path, or where the path exists.
+
+Where a video may have several labels, lines are `path walk,talk` or `path 0,3`, and `path -` for a
+video of none; where it has numbers, `path 1.5,-3`. A comma or a tab may stand behind the path too.
+In CSV with a header the labels are quoted, `path,labels`; numbers have a column each, whose names
+are theirs.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,14 +30,23 @@ from savimae.data.video import VIDEO_EXTENSIONS
 from savimae.system.errors import SavimaeError, shown
 
 NATIVE = "path label"
+# What a video of a list has: one label at most, any number of labels, or numbers.
+ONE, SEVERAL, NUMBERS = KINDS = ("one", "several", "numbers")
+NO_LABEL = "-"  # of a video that has none of several
+LARGEST = 3e38  # what a float32 can hold
 KINETICS = ("youtube_id", "time_start", "time_end")
 PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name", "filepath", "name")
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "category", "action")
+LABELS_COLUMNS = ("labels", "classes", *LABEL_COLUMNS)
 
 _EXTENSION = "|".join(re.escape(each) for each in sorted(VIDEO_EXTENSIONS))
 # A path that ends in a video's extension, what separates it from the rest, and the rest.
 _VIDEO_LINE = re.compile(rf"(.+(?:{_EXTENSION}))(\s*[,\t]\s*|\s+)(\S.*)", re.IGNORECASE)
 _BAD_NUMBER = re.compile(r"-\d+|\d+\.\d+|\d{10,}", re.ASCII)
+_SEVERAL_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)+", re.ASCII)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+# A folder, and words with commas between.
+_FOLDER_LINE = re.compile(r"(.+?)\s+(\S+(?:\s*,\s*\S+)*)")
 _TWO_NUMBERS = re.compile(r"\d+[\s,]+(\d+)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 # The forms of a line whose path is a folder, the narrowest first; the path is the first group.
@@ -50,7 +65,9 @@ class Entry(NamedTuple):
 
     line: int  # its number in the file, from 1
     path: str  # as it is written
-    label: int | str | None  # a number, the name of a class, or nothing
+    label: int | str | None = None  # a number, the name of a class, or nothing
+    labels: tuple[str, ...] = ()  # several, as they are written
+    values: tuple[float, ...] = ()
 
 
 class Lines(NamedTuple):
@@ -58,6 +75,7 @@ class Lines(NamedTuple):
 
     entries: list[Entry]
     form: str  # `NATIVE`, or another in words
+    columns: Sequence[str] = ()  # names of the values, where a header has them
 
 
 def parse_lines(
@@ -90,6 +108,126 @@ def parse_lines(
             )
         entries.append(entry)
     return Lines(entries, form)
+
+
+def refuse_several(path: str, lines: Sequence[tuple[int, str]]) -> None:
+    """Refuse lines with more than one label where a video has one, which `parse_lines` may take.
+
+    Raises:
+        SavimaeError: names the line, and what such labels are for.
+    """
+    if lines and _header(lines[0][1]) is not None:
+        return
+    for number, text in lines:
+        match = _VIDEO_LINE.fullmatch(text.strip())
+        if match is None or "," in match[2]:
+            continue
+        if _SEVERAL_NUMBERS.fullmatch(match[3]) or ("," in match[3] and " " not in match[3]):
+            raise SavimaeError(
+                f"{shown(path)}:{number}: {shown(match[3])[:60]} is several labels; --task "
+                "multilabel is for those, and numbers with their names in `# classes` for names "
+                "with commas"
+            )
+        if _DECIMAL.fullmatch(match[3]) and not match[3].isdecimal():
+            raise SavimaeError(
+                f"{shown(path)}:{number}: {match[3][:20]} is no label, which are whole numbers "
+                "from 0, or names; --task regress is for other numbers"
+            )
+
+
+def parse_targets(
+    path: str, lines: Sequence[tuple[int, str]], exists: Callable[[str], bool], kind: str
+) -> Lines:
+    """Read the lines of a list whose videos have several labels, or numbers.
+
+    Args:
+        path, lines, exists: as of `parse_lines`.
+        kind: SEVERAL or NUMBERS.
+
+    Raises:
+        SavimaeError: a line without labels or numbers, a label that is named twice, what is no
+            finite number, or not as many as in the first line.
+    """
+    columns = _header(lines[0][1]) if lines else None
+    names: list[str] = []
+    form = NATIVE
+    found: list[tuple[int, str, list[str]]] = []  # number, path, words
+    if columns is not None:
+        form = ",".join(columns)
+        of_path = columns.index(next((each for each in PATH_COLUMNS if each in columns), "path"))
+        of_labels = [columns.index(each) for each in LABELS_COLUMNS if each in columns][:1]
+        if kind == NUMBERS:
+            of_labels = [place for place in range(len(columns)) if place != of_path]
+            names = [_fields(lines[0][1])[place] for place in of_labels]
+        if not of_labels:
+            raise SavimaeError(f"{shown(path)}:{lines[0][0]}: no column `labels` in {shown(form)}")
+        for number, text in lines[1:]:
+            fields = _fields(text)
+            if len(fields) != len(columns):
+                raise SavimaeError(
+                    f"{shown(path)}:{number}: {len(fields)} fields, the header has {len(columns)}: "
+                    f"{shown(form)}"
+                )
+            words = [fields[place] for place in of_labels]
+            found.append((number, fields[of_path], words if kind == NUMBERS else _words(words[0])))
+    else:
+        for number, text in lines:
+            text = text.strip()
+            match = _VIDEO_LINE.fullmatch(text)
+            is_path = text.lower().endswith(tuple(VIDEO_EXTENSIONS)) or exists(text)
+            parts = (match[1], match[3]) if match else None
+            if parts is None and not is_path and (of_folder := _FOLDER_LINE.fullmatch(text)):
+                parts = of_folder[1], of_folder[2]
+            if parts is None:
+                wanted = "`path 1.5`" if kind == NUMBERS else "`path -` for a video of no label"
+                what = "number" if kind == NUMBERS else "label"
+                raise SavimaeError(
+                    f"{shown(path)}:{number}: {shown(text)} has no {what}; write {wanted}"
+                )
+            found.append((number, parts[0], _words(parts[1])))
+    if kind == SEVERAL:
+        return Lines([_several(path, *each) for each in found], form)
+    entries = [_numbers(path, *each) for each in found]
+    for entry in entries:
+        if len(entry.values) != len(entries[0].values):
+            raise SavimaeError(
+                f"{shown(path)}:{entry.line}: {len(entry.values)} numbers, line {entries[0].line} "
+                f"has {len(entries[0].values)}; every video needs as many"
+            )
+    return Lines(entries, form, names)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _several(path: str, number: int, place: str, words: list[str]) -> Entry:
+    """A video and its labels. Raises SavimaeError for one that is empty or named twice."""
+    if words == [NO_LABEL]:
+        return Entry(number, place)
+    for word in words:
+        if not word or word == NO_LABEL:
+            raise SavimaeError(
+                f"{shown(path)}:{number}: a label is missing in {shown(','.join(words))}; write "
+                "`path 0,3` or `path walk,talk`, and `path -` for a video of no label"
+            )
+        if words.count(word) > 1:
+            raise SavimaeError(f"{shown(path)}:{number}: label {shown(word)} is there twice")
+    return Entry(number, place, labels=tuple(words))
+
+
+def _numbers(path: str, number: int, place: str, words: list[str]) -> Entry:
+    """A video and its numbers. Raises SavimaeError for what is no finite number."""
+    values = []
+    for word in words:
+        value = float(word) if _DECIMAL.fullmatch(word) else math.nan
+        if not abs(value) < LARGEST:
+            raise SavimaeError(
+                f"{shown(path)}:{number}: {shown(word)[:40] or 'nothing'} is no finite number; "
+                "write `path 1.5`, or `path 1.5,-3` for several"
+            )
+        values.append(value)
+    return Entry(number, place, values=tuple(values))
 
 
 # ------------------------------------------------------------------------------ without a header
@@ -143,7 +281,8 @@ def _parse(path: str, number: int, text: str, form: str) -> Entry | None:
             entry, _, label = text.rpartition(" ")
         if entry and _BAD_NUMBER.fullmatch(label):
             raise SavimaeError(
-                f"{shown(path)}:{number}: label {label[:20]} is no whole number from 0 to 999999999"
+                f"{shown(path)}:{number}: label {label[:20]} is no whole number from 0 to "
+                f'999999999; if it is no label, write `# labels: "{NUMBERS}"` above'
             )
         if entry and _NUMBER.fullmatch(label):
             return Entry(number, entry.rstrip(), int(label))

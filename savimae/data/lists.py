@@ -2,11 +2,14 @@
 
 A list file holds one video a line, `path label`. The path may contain spaces: the label is what
 follows the last one, and may be missing. What other tools write is read as well, see `list_lines`.
-Lines that begin with # are comments; three say more:
+Lines that begin with # are comments; five say more:
 
     # root: "../UCF-101"              relative paths start here (relative to the list's own folder)
     # classes: ["ApplyEyeMakeup", …]  the names of labels 0, 1, …
     # bytes: [413092, …]              the size of each video, so that nobody needs to look
+    # labels: "several"               a video may have several labels, `path 0,3`; or "numbers":
+                                      it has numbers, `path 1.5,-3`
+    # values: ["valence", …]          the names of such numbers
 
 Without a root, relative paths start at the list's folder, or at the working directory if only that
 one holds the first video (published lists are written so).
@@ -23,7 +26,18 @@ import stat
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from savimae.data.list_lines import NATIVE, Entry, parse_lines
+from savimae.data.list_lines import (
+    KINDS,
+    NATIVE,
+    NO_LABEL,
+    NUMBERS,
+    ONE,
+    SEVERAL,
+    Entry,
+    parse_lines,
+    parse_targets,
+    refuse_several,
+)
 from savimae.data.video import is_image, is_video
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import atomic_file, parse_json
@@ -40,6 +54,8 @@ class Video:
     name: str  # `Class/video`: what outputs are called, relative to their root, no extension
     label: int | None = None
     cost: int = 0  # bytes to decode, estimated; weighs shards and progress
+    labels: tuple[int, ...] | None = None  # where a video may have several; ascending
+    values: tuple[float, ...] | None = None  # where it has numbers
 
 
 def label_of(video: Video) -> int:
@@ -49,13 +65,25 @@ def label_of(video: Video) -> int:
     return video.label
 
 
+def labels_of(video: Video) -> tuple[int, ...]:
+    """All labels of a video, whether it has one or may have several."""
+    return (label_of(video),) if video.labels is None else video.labels
+
+
+def values_of(video: Video) -> tuple[float, ...]:
+    """The numbers of a video of a list whose videos all have some."""
+    if video.values is None:
+        raise AssertionError("a video without numbers")
+    return video.values
+
+
 @dataclasses.dataclass
 class VideoList:
     """Videos in a fixed order, and what was noticed while they were collected."""
 
     videos: list[Video]
     root: str  # the folder that names are relative to
-    classes: list[str] = dataclasses.field(default_factory=list)
+    classes: list[str] = dataclasses.field(default_factory=list)  # or names of the numbers
     unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # path, reason
     n_ignored: int = 0  # files that are neither video nor frame
     form: str = NATIVE  # of the lines of a list
@@ -65,7 +93,11 @@ class VideoList:
 
 
 def find_videos(
-    source: str, root: str | None = None, weigh: bool = True, quiet: bool = False
+    source: str,
+    root: str | None = None,
+    weigh: bool = True,
+    quiet: bool = False,
+    kind: str | None = None,
 ) -> VideoList:
     """The videos of SOURCE: a folder of videos or of frame folders, a list file, or one video.
 
@@ -75,19 +107,31 @@ def find_videos(
         root: where the relative paths of a list start, if not where the list says.
         weigh: estimate costs. It looks at every file; without, only folders and lists are read.
         quiet: show no progress.
+        kind: what its videos must have, one of `list_lines.KINDS`; None: what a list says it has,
+            else one label or none.
 
     Raises:
-        UsageError: nothing there, or a `root` for something that is no list.
+        UsageError: nothing there, a `root` for something that is no list, or something that is no
+            list where videos must have several labels or numbers.
         SavimaeError: a list that cannot be read.
     """
+    if kind in (SEVERAL, NUMBERS) and os.path.exists(source) and not _is_list_file(source):
+        what = "several labels" if kind == SEVERAL else "numbers"
+        line = "path label,label" if kind == SEVERAL else "path 1.5"
+        raise UsageError(
+            f"{shown(source)}: no list, and only a list can say {what} of a video; write a .txt "
+            f"file with `{line}` lines"
+        )
     with Progress("listing videos", quiet=quiet, delay_s=1.0) as progress:
-        found = _find_videos(source, root, weigh, progress)
+        found = _find_videos(source, root, weigh, progress, kind)
     if found.form != NATIVE and not quiet:
         print(f"note: {shown(source)}: read as `{found.form}`", file=sys.stderr, flush=True)
     return found
 
 
-def _find_videos(source: str, root: str | None, weigh: bool, progress: Progress) -> VideoList:
+def _find_videos(
+    source: str, root: str | None, weigh: bool, progress: Progress, kind: str | None
+) -> VideoList:
     if root is not None and os.path.exists(source) and not _is_list_file(source):
         raise UsageError(
             f"--root says where the paths of a list start, and {shown(source)} is no list; leave "
@@ -101,7 +145,7 @@ def _find_videos(source: str, root: str | None, weigh: bool, progress: Progress)
                 ".mp4, .mkv, .webm, .mov and the like, frames are JPEG or PNG"
             )
     elif _is_list_file(source):
-        found = read_list(source, root, weigh, progress)
+        found = read_list(source, root, weigh, progress, kind)
         if not found.videos:
             raise UsageError(
                 f"{shown(source)}: a list without videos; write one `path label` a line"
@@ -225,6 +269,7 @@ def read_list(
     root: str | None = None,
     weigh: bool = False,
     progress: Progress | None = None,
+    kind: str | None = None,
 ) -> VideoList:
     """Read a list file; see the top of this module for the format.
 
@@ -233,9 +278,11 @@ def read_list(
         root: where relative paths start, if not where the list says.
         weigh: estimate costs, which looks at every video.
         progress: where to show how far it is.
+        kind: see `find_videos`.
 
     Raises:
-        SavimaeError: not a text file, or a label that is not a number from 0.
+        SavimaeError: not a text file, a label that is not a number from 0, or a list of another
+            kind.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
@@ -249,7 +296,7 @@ def read_list(
     for number, line in enumerate(lines, 1):
         if line.startswith("#"):
             key, _, value = line[1:].strip().partition(": ")
-            if key in ("root", "classes", "bytes"):
+            if key in ("root", "classes", "bytes", "labels", "values"):
                 try:
                     header[key] = parse_json(value)
                 except ValueError:
@@ -270,7 +317,11 @@ def read_list(
     def exists(entry: str) -> bool:
         return any(os.path.exists(os.path.join(each, entry)) for each in roots)
 
-    entries, form = parse_lines(path, of_videos, exists)
+    kind = _kind(path, header, kind, of_videos)
+    if kind == ONE:
+        entries, form, _ = parse_lines(path, of_videos, exists)
+    else:
+        entries, form, columns = parse_targets(path, of_videos, exists, kind)
     if root is None:
         root = list_folder
         first = entries[0].path if entries else ""
@@ -280,7 +331,13 @@ def read_list(
     classes = header.get("classes", [])
     if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
         raise SavimaeError(f"{shown(path)}: classes is not a list of names")
-    labels, classes = _numbered(path, entries, classes)
+    labels, of_several = None, None
+    if kind == ONE:
+        labels, classes = _numbered(path, entries, classes)
+    elif kind == SEVERAL:
+        of_several, classes = _all_numbered(path, entries, classes)
+    else:
+        classes = _names_of_values(path, entries, columns, header.get("values", []))
     sizes = header.get("bytes")
     if sizes is not None and not (
         isinstance(sizes, list)
@@ -292,15 +349,91 @@ def read_list(
             "that line, or make the list again"
         )
     videos = []
-    for index, (entry, label) in enumerate(zip(entries, labels, strict=True)):
+    for index, entry in enumerate(entries):
         if progress is not None and index % 1000 == 0:
             progress.show(index / len(entries), f"{index}/{len(entries)}")
         video_path = os.path.normpath(os.path.join(root, entry.path))
         cost = 0
         if weigh:
             cost = _cost(video_path) if sizes is None else sizes[index]
-        videos.append(Video(video_path, output_name(video_path, root), label, cost))
+        videos.append(
+            Video(
+                video_path, output_name(video_path, root),
+                None if labels is None else labels[index], cost,
+                None if of_several is None else of_several[index],
+                entry.values if kind == NUMBERS else None,
+            )
+        )  # fmt: skip
     return VideoList(videos, root, classes, form=form)
+
+
+def _kind(
+    path: str, header: Mapping[str, object], wanted: str | None, lines: Sequence[tuple[int, str]]
+) -> str:
+    """What the videos of a list have, one of KINDS.
+
+    Raises:
+        SavimaeError: not what is wanted.
+    """
+    said = header.get("labels")
+    if said is not None and said not in KINDS:
+        raise SavimaeError(f"{shown(path)}: labels is none of {', '.join(KINDS)}")
+    if said is not None and wanted is not None and said != wanted:
+        tasks = dict(zip(KINDS, ("classify", "multilabel", "regress"), strict=True))
+        raise SavimaeError(
+            f"{shown(path)}: `# labels` says {said}, which --task {tasks[str(said)]} is for"
+        )
+    if wanted == ONE:
+        refuse_several(path, lines)
+    return str(wanted or said or ONE)
+
+
+def _all_numbered(
+    path: str, entries: Sequence[Entry], classes: list[str]
+) -> tuple[list[tuple[int, ...]], list[str]]:
+    """Several labels of each video as numbers, and the names of the classes if they have names.
+
+    They are names unless all of them are numbers.
+
+    Raises:
+        SavimaeError: as `_numbered`.
+    """
+    words = {word for entry in entries for word in entry.labels}
+    are_numbers = all(word.isascii() and word.isdecimal() and len(word) < 10 for word in words)
+    flat = [
+        Entry(entry.line, entry.path, int(word) if are_numbers else word)
+        for entry in entries
+        for word in entry.labels
+    ]
+    numbers, classes = _numbered(path, flat, classes)
+    left = iter([-1 if number is None else number for number in numbers])
+    of_videos = []
+    for entry in entries:
+        found = sorted({next(left) for _ in entry.labels})
+        if len(found) < len(entry.labels):  # 1 and 01
+            raise SavimaeError(f"{shown(path)}:{entry.line}: a label is there twice")
+        of_videos.append(tuple(found))
+    return of_videos, classes
+
+
+def _names_of_values(
+    path: str, entries: Sequence[Entry], columns: Sequence[str], names: object
+) -> list[str]:
+    """What the numbers of a video are called: as `# values` or the columns say, if either does.
+
+    Raises:
+        SavimaeError: not a name of its own for each.
+    """
+    n = len(entries[0].values) if entries else 0
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise SavimaeError(f"{shown(path)}: values is not a list of names")
+    names = list(names or columns)
+    if entries and names and (len(names) != n or len(set(names)) != n):
+        raise SavimaeError(
+            f"{shown(path)}: {len(names)} names of numbers, {', '.join(map(shown, names))}; "
+            f"{n} that differ are needed, one for each number of a video"
+        )
+    return names
 
 
 def _numbered(
@@ -391,6 +524,12 @@ def _list_content(
         f"# root: {json.dumps(relative_root)}",
         f"# classes: {json.dumps(list(classes))}",
     ]
+    if any(video.labels is not None for video in videos):
+        lines.append(f"# labels: {json.dumps(SEVERAL)}")
+    elif any(video.values is not None for video in videos):
+        named = [f"# values: {json.dumps(list(classes))}"] if classes else []
+        lines[0] = f"# {len(videos)} videos"
+        lines[2:] = [f"# labels: {json.dumps(NUMBERS)}", *named]
     if sizes:
         lines.append(f"# bytes: {json.dumps([video.cost for video in videos])}")
     for video in videos:
@@ -399,8 +538,17 @@ def _list_content(
             raise SavimaeError(f"{shown(entry)}: a list cannot hold a line break; rename the video")
         if entry.startswith("#") or entry != entry.strip():
             entry = os.path.join(os.curdir, entry)
-        lines.append(entry if video.label is None else f"{entry} {video.label}")
+        lines.append(f"{entry} {_written(video)}".rstrip())
     return "\n".join(lines).encode("utf-8", "surrogateescape") + b"\n"
+
+
+def _written(video: Video) -> str:
+    """What a line says of a video behind its path."""
+    if video.values is not None:
+        return ",".join(map(repr, video.values))
+    if video.labels is not None:
+        return ",".join(map(str, video.labels)) or NO_LABEL
+    return "" if video.label is None else str(video.label)
 
 
 # ---------------------------------------------------------------------------- official splits
@@ -556,29 +704,36 @@ def names_digest(videos: Sequence[Video]) -> str:
     return f"{len(videos)} ({hashlib.sha256(names).hexdigest()[:12]})"
 
 
-def find_readable_videos(data: str, root: str | None = None, quiet: bool = False) -> VideoList:
-    """The videos of a list or folder.
+def find_readable_videos(
+    data: str, root: str | None = None, quiet: bool = False, kind: str | None = None
+) -> VideoList:
+    """The videos of a list or folder; see `find_videos`.
 
     Raises:
         UsageError: as `find_videos`.
         SavimaeError: a folder among them cannot be read, or holds nothing.
     """
-    found = find_videos(data, root, weigh=False, quiet=quiet)
+    found = find_videos(data, root, weigh=False, quiet=quiet, kind=kind)
     for path, reason in found.unreadable:
         raise SavimaeError(f"{shown(path)}: {reason}; mend or remove it")
     return found
 
 
-def find_labelled_videos(data: str, root: str | None = None, quiet: bool = False) -> VideoList:
-    """The videos of a list with labels, or of a folder of class folders.
+def find_labelled_videos(
+    data: str, root: str | None = None, quiet: bool = False, kind: str | None = None
+) -> VideoList:
+    """The videos of a list with labels or numbers, or of a folder of class folders.
+
+    Args:
+        kind: see `find_videos`; None: one label.
 
     Raises:
         UsageError: one has no label.
         SavimaeError: as `find_readable_videos`.
     """
-    found = find_readable_videos(data, root, quiet)
+    found = find_readable_videos(data, root, quiet, kind)
     for video in found.videos:
-        if video.label is None:
+        if kind in (None, ONE) and video.label is None:
             raise UsageError(
                 f"{shown(data)}: {shown(video.path)} has no label; write `path label` lines, or "
                 "make the list with `savimae index`"
@@ -587,15 +742,20 @@ def find_labelled_videos(data: str, root: str | None = None, quiet: bool = False
 
 
 def find_both_sides(
-    train: str, test: str, root: str | None = None, quiet: bool = False
+    train: str,
+    test: str,
+    root: str | None = None,
+    quiet: bool = False,
+    kind: str | None = None,
 ) -> tuple[VideoList, VideoList]:
     """Training and test videos, each of a list with labels or of a folder of class folders.
 
     Args:
         root: where relative paths of lists start; one side at least must be a list.
+        kind: see `find_labelled_videos`.
 
     Raises: as `find_labelled_videos`.
     """
     both = (train, test)
-    found = [find_labelled_videos(path, root_for(path, both, root), quiet) for path in both]
+    found = [find_labelled_videos(path, root_for(path, both, root), quiet, kind) for path in both]
     return found[0], found[1]

@@ -7,6 +7,7 @@ import os
 from savimae.system.errors import shown
 from savimae.system.tables import table
 from savimae.training.log import read_lines, read_log, read_settings
+from savimae.training.scores import MEASURED, is_test
 
 # What is compared, the record it is taken from, and how it is written.
 _ROWS = (
@@ -15,9 +16,14 @@ _ROWS = (
     ("loss", "loss", "{:.4f}"),
     ("  salient tokens", "loss_salient", "{:.4f}"),
     ("  other tokens", "loss_other", "{:.4f}"),
-    ("train top-1", "train_top1", "{:.3f}"),
-    ("test top-1", "test_top1", "{:.3f}"),
-    ("test top-5", "test_top5", "{:.3f}"),
+    *(
+        (f"{prefix}{score.words}", key, "{:.3f}")
+        for measured in MEASURED.values()
+        for prefix, score, key in (
+            ("train ", measured.training, measured.training.name),
+            *(("test ", score, f"test_{score.name}") for score in measured.scores),
+        )
+    ),
     ("learning rate", "lr", "{:.3g}"),
     ("gradient norm", "grad_norm", "{:.3g}"),
     ("visible tokens", "visible_tokens", "{:.1f}"),
@@ -38,7 +44,7 @@ def compare_runs(runs: list[str]) -> str:
     settings = [read_settings(run) for run in runs]
     rows = [["", *(shown(os.path.normpath(run)) for run in runs)]]
     last = [
-        {**next((line for line in reversed(read_lines(run)) if "test_top1" in line), {}), **log[-1]}
+        {**next((line for line in reversed(read_lines(run)) if is_test(line)), {}), **log[-1]}
         for run, log in zip(runs, logs, strict=True)
     ]
     for title, key, form in _ROWS:

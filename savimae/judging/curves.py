@@ -18,6 +18,8 @@ from savimae.saliency.config import FRAME_MEAN
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.settings import CONFIG
 from savimae.training.log import LOG, read_lines, read_log, read_settings
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS, TASKS
+from savimae.training.scores import is_test
 
 SIDES = range(1, 1 << 20)  # pixels or frames that a side of a token may have
 
@@ -80,7 +82,7 @@ class Curves:
     """The log of a run."""
 
     name: str  # differs from those of the other runs
-    is_classifier: bool
+    task: str | None  # of a classifier; None: pretraining
     loss: Loss
     lines: list[dict[str, Any]]  # of steps
     tests: list[dict[str, Any]]
@@ -93,9 +95,12 @@ class Curves:
         return _values(self.lines, key)
 
     @property
-    def top1(self) -> tuple[np.ndarray, np.ndarray]:
-        """Epoch and top-1 of each test, float64; empty without tests."""
-        return _values(self.tests, "epoch"), _values(self.tests, "test_top1")
+    def is_classifier(self) -> bool:
+        return self.task is not None
+
+    def scores(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Epoch and a score of each test, float64; empty without tests."""
+        return _values(self.tests, "epoch"), _values(self.tests, f"test_{name}")
 
     def series(self, key: str, smoothing: Smoothing | None = None) -> Series:
         """A value over the epochs, and its average over the steps around."""
@@ -154,10 +159,10 @@ def read_curves(runs: Sequence[str]) -> list[Curves]:
                 f"{shown(os.path.join(run, LOG))}: its steps do not ascend; mend or remove the "
                 "lines that do not belong to this run"
             )
-        is_classifier = settings.get("output") == "classifier"
-        loss = _cross_entropy(run, settings) if is_classifier else _squared_error(run, settings)
-        tests = [line for line in read_lines(run) if "test_top1" in line]
-        found.append(Curves(name, is_classifier, loss, lines, tests))
+        task = _task(run, settings)
+        loss = _squared_error(run, settings) if task is None else _of_task(run, settings, task)
+        tests = [line for line in read_lines(run) if is_test(line)]
+        found.append(Curves(name, task, loss, lines, tests))
     return found
 
 
@@ -176,11 +181,33 @@ def _squared_error(run: str, settings: Mapping[str, Any]) -> Loss:
     return Loss(words, means_alone(t * side * side) if is_normalized else None)
 
 
-def _cross_entropy(run: str, settings: Mapping[str, Any]) -> Loss:
-    """Of a classifier: with which targets."""
+def _task(run: str, settings: Mapping[str, Any]) -> str | None:
+    """What a classifier was fine-tuned for; None of pretraining.
+
+    Raises:
+        SavimaeError: nothing that is known.
+    """
+    if settings.get("output") != "classifier":
+        return None
+    task = settings.get("task", CLASSIFY)
+    if task not in TASKS:
+        raise SavimaeError(
+            f"{shown(os.path.join(run, CONFIG))}: task is {shown(repr(task))[:60]}; name the "
+            "folder of a run, with the settings it wrote"
+        )
+    return str(task)
+
+
+def _of_task(run: str, settings: Mapping[str, Any], task: str) -> Loss:
+    """Of a classifier: which loss, with which targets."""
     names = ("label_smoothing", "mixup", "cutmix")
     smoothed, mixup, cutmix = (_setting(run, settings, name, float) for name in names)
     words = ["cross-entropy"]
+    if task == MULTILABEL:
+        words = ["binary cross-entropy, summed over labels"]
+    if task == REGRESS:
+        words = [f"error of standardised numbers, {shown(str(settings.get('loss')))[:20]}"]
+    words += ["balanced class weights"] if settings.get("class_weights") == "balanced" else []
     words += [f"labels smoothed by {smoothed:g}"] if smoothed else []
     words += [f"mixup {mixup:g}"] if mixup else []
     words += [f"cutmix {cutmix:g}"] if cutmix else []

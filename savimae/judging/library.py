@@ -29,8 +29,8 @@ from savimae.model.videomae import Encoder
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import UsageError, shown
-from savimae.training.classifier_test import Prediction
 from savimae.training.loaded_weights import Sizes
+from savimae.training.predictions import AnyPrediction
 
 AnyPath = str | os.PathLike[str]
 REMEDY = "mend it, or leave it out"
@@ -99,31 +99,33 @@ class TrainedVideoClassifier:
     Attributes:
         model: the classifier itself, a torch module in evaluation mode: takes uint8
             `[B, T, S, S, 3]` and returns logits `[B, K]`.
-        classes: names of the K classes.
+        classes: names of the K classes, labels or numbers.
+        task: "classify", "multilabel" or "regress".
     """
 
     def __init__(self, trained: TrainedClassifier, machine: Machine):
         self._trained = trained
         self._machine = machine
         self.model: VideoClassifier = trained.model
-        self.classes: list[str] = trained.classes
+        self.classes: list[str] = list(trained.classes)
+        self.task: str = trained.outputs.task
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str as well
         self, videos: AnyPath, *, clips: int | None = None, crops: int | None = None
-    ) -> Prediction: ...
+    ) -> AnyPrediction: ...
     @overload
     def predict(
         self, videos: Sequence[AnyPath], *, clips: int | None = None, crops: int | None = None
-    ) -> list[Prediction]: ...
+    ) -> list[AnyPrediction]: ...
     def predict(
         self,
         videos: AnyPath | Sequence[AnyPath],
         *,
         clips: int | None = None,
         crops: int | None = None,
-    ) -> Prediction | list[Prediction]:
-        """Which class a video is of; probabilities are averaged over its views.
+    ) -> AnyPrediction | list[AnyPrediction]:
+        """What a video shows; probabilities or numbers are averaged over its views.
 
         Args:
             videos: a path of a video file or a frame folder, or several.
@@ -131,7 +133,9 @@ class TrainedVideoClassifier:
                 crops: whole frames, pressed.
 
         Returns:
-            For each video what has `label`, `probability`, `top(k)` and `probabilities`.
+            For each video a `Prediction` with `label`, `probability`, `top(k)` and `probabilities`;
+            of several labels a `LabelsPrediction` with `labels`, `top(k)` and `probabilities`; of
+            numbers a `ValuesPrediction` with `values` float32 `[K]` and their `names`.
 
         Raises:
             ValueError: numbers of views that cannot be.
@@ -139,7 +143,7 @@ class TrainedVideoClassifier:
         """
         reader = ViewReader(self._trained.clips(), self._trained.views(clips, crops))
 
-        def of_video(path: str) -> Prediction:
+        def of_video(path: str) -> AnyPrediction:
             return predict_video(self._trained, path, _read(reader, path), self._machine)
 
         if isinstance(videos, str | os.PathLike):

@@ -32,7 +32,6 @@ from savimae.system.cores import available_cores
 from savimae.system.errors import UsageError, shown
 from savimae.system.progress import Progress
 from savimae.training.distributed import World
-from savimae.training.huggingface import class_names
 from savimae.training.loaded_weights import (
     AS_TRAINED,
     Sizes,
@@ -42,6 +41,7 @@ from savimae.training.loaded_weights import (
     resized,
 )
 from savimae.training.machine import autocast, choose_device, choose_precision, default_workers
+from savimae.training.outputs import Outputs
 from savimae.training.plan import Plan, load_batches
 from savimae.training.weights import load_weights, read_weights
 
@@ -301,11 +301,16 @@ def load_trained(path: str, device: torch.device, sizes: Sizes = AS_TRAINED) -> 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedClassifier(Trained):
-    """A classifier: its encoder, its last layers, and the names of its classes."""
+    """A classifier: its encoder, its last layers, and what its outputs mean."""
 
     model: VideoClassifier
-    classes: list[str]
+    outputs: Outputs
     test_views: Views  # of a video, in its own test
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of its K classes, labels or numbers."""
+        return self.outputs.names
 
     def views(self, clips: int | None, crops: int | None) -> Views:
         """Those of its own test, or with other numbers; 0 crops are whole frames, pressed.
@@ -330,9 +335,8 @@ def load_trained_classifier(
     check_time_means(path, weights, sizes)
     weights = resized(path, weights, sizes)
     model = classifier_of(path, weights).to(device).eval()
-    classes = class_names(weights.classes, model.head.out_features)
     views = weights.views or Views(TEST_CLIPS, TEST_CROPS)
-    return TrainedClassifier(path, model.encoder, weights.settings, model, classes, views)
+    return TrainedClassifier(path, model.encoder, weights.settings, model, weights.outputs, views)
 
 
 def untrained_twin(encoder: Encoder, seed: int) -> Encoder:

@@ -25,6 +25,8 @@ from savimae.samples.masking import most_salient
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import atomic_file
 from savimae.system.progress import Progress
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
+from savimae.training.scores import MEASURED, form
 
 PANEL_PX = 224  # smallest side of a panel; smaller frames are enlarged by a whole factor
 GAP_PX = 8
@@ -36,6 +38,7 @@ INK = (30, 30, 30)
 BLANK = (200, 200, 200)  # where nothing was seen or predicted
 OUTLINE = (255, 214, 0)  # yellow on a black rim: visible on bright and on dark ground
 MAX_ANIMATION_FRAMES = 240
+MOST_SCATTERED = 12  # numbers whose predictions are drawn against the true ones
 MAX_NAMED = 30  # classes of a confusion matrix; of more only the colors are legible
 ROWS = ["frame", "salient tokens", "encoder sees", "prediction", "both"]  # of a reconstruction
 FRAMES_PER_S = 25.0  # where the source does not say
@@ -744,8 +747,90 @@ def _wilson(hits: int, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def plot_label_precision(
+    of_label: Mapping[str, Mapping[str, Any]], n_videos: int, title: str, out: str
+) -> None:
+    """Draw the average precision of each label as a PNG, beside that of a guess.
+
+    A guess that ranks videos at random gets about the share of videos that have the label. Labels
+    are sorted, the best on top; those without videos in the test are left out.
+
+    Args:
+        of_label: as `test.json` holds it.
+        n_videos: of the test.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    known = [(name, each) for name, each in of_label.items() if each["ap"] is not None]
+    known.sort(key=lambda each: (each[1]["ap"], each[1]["videos"]))
+    figure = new_figure((7, min(30.0, 1.6 + 0.26 * len(known))))
+    axes = figure.subplots()
+    rows = np.arange(len(known))
+    precisions = np.array([each["ap"] for _, each in known])
+    guesses = np.array([each["videos"] / n_videos for _, each in known])
+    axes.hlines(rows, guesses, precisions, color="C0", alpha=0.4, linewidth=3)
+    axes.plot(guesses, rows, "|", color="C7", markersize=12, label="by chance")
+    axes.plot(precisions, rows, "o", color="C0", label="average precision")
+    mean = precisions.mean()
+    axes.axvline(mean, color="C7", linestyle="--", label=f"mean: {mean:.3f}")
+    axes.set_yticks(rows, [f"{shown(name)} ({each['videos']})" for name, each in known])
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(-0.7, len(known) - 0.3)
+    axes.set_xlabel("average precision (in brackets: test videos that have the label)")
+    axes.set_title(title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    write_figure(figure, out)
+
+
+def plot_values(result: Mapping[str, Any], out: str) -> None:
+    """Draw predicted numbers against true ones as a PNG, a panel for each number.
+
+    Args:
+        result: as `test.json` holds it.
+
+    Raises:
+        SavimaeError: matplotlib is not installed.
+    """
+    true, predicted = (np.array(result[name], float) for name in ("true", "predicted"))
+    names = list(result["of_value"])[:MOST_SCATTERED]
+    across = min(len(names), 3)
+    down = math.ceil(len(names) / across)
+    figure = new_figure((4.6 * across, 4.6 * down))
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for k, (axes, name) in enumerate(zip(panels, names, strict=False)):
+        both = np.concatenate([true[:, k], predicted[:, k]])
+        room = 0.05 * (both.max() - both.min()) or 1.0
+        ends = (both.min() - room, both.max() + room)
+        axes.plot(ends, ends, color="C7", linestyle="--", linewidth=1, zorder=1)
+        axes.scatter(true[:, k], predicted[:, k], s=18, alpha=0.6, linewidths=0)
+        axes.set_xlim(ends)
+        axes.set_ylim(ends)
+        axes.set_aspect("equal")
+        found = result["of_value"][name]
+        words = ", ".join(
+            f"{score.words} {form(found[score.name])}"
+            for score in MEASURED[REGRESS].scores
+            if found[score.name] is not None and score.name != "rmse"
+        )
+        _set_title(axes, f"{shown(name)}: {words}")
+        axes.title.set_fontsize("small")
+        axes.set_xlabel("true")
+        axes.set_ylabel("predicted (dashed: as true)")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    write_figure(figure, out)
+
+
 def draw_test(folder: str, result: Mapping[str, Any]) -> list[str]:
-    """Draw the test of a classifier: its confusion matrix and the top-1 of each class.
+    """Draw the test of a classifier.
+
+    Of classes its confusion matrix and the top-1 of each, of several labels the average precision
+    of each, of numbers the predicted ones against the true ones.
 
     Args:
         folder: where the pictures go.
@@ -757,7 +842,17 @@ def draw_test(folder: str, result: Mapping[str, Any]) -> list[str]:
     Raises:
         SavimaeError: matplotlib is not installed.
     """
-    title = f"{result['videos']} test videos, top-1 {result['top1']:.3f}"
+    n = result["videos"]
+    if result.get("task") == REGRESS:
+        written = [os.path.join(folder, "scatter.png")]
+        plot_values(result, written[0])
+        return written
+    if result.get("task") == MULTILABEL:
+        written = [os.path.join(folder, "precision.png")]
+        title = f"{n} test videos, mAP {result['map']:.3f}"
+        plot_label_precision(result["of_label"], n, title, written[0])
+        return written
+    title = f"{n} test videos, top-1 {result['top1']:.3f}"
     confusion, classes = result["confusion"], result["classes"]
     written = [os.path.join(folder, name) for name in ("confusion.png", "accuracy.png")]
     plot_confusion(confusion, classes, title, written[0])
@@ -823,7 +918,8 @@ def _panels_of(column: Sequence[Colored]) -> list[tuple[int, Any, Sequence[Color
         (3, _draw_loss, [each for each in column if each[0].loss == loss]) for loss in losses
     ]
     if column[0][0].is_classifier:
-        panels.append((3, _draw_accuracy, column))
+        for task in dict.fromkeys(curves.task for curves, _ in column):
+            panels.append((3, _draw_scores, [each for each in column if each[0].task == task]))
     panels.append((1, _draw_rate, column))
     if len(column) == 1 and column[0][0].has("clips_per_s"):
         panels.append((1, _draw_speed, column))
@@ -854,19 +950,27 @@ def _draw_loss(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None
     _draw_legend(axes, averaged if is_smoothed else None)
 
 
-def _draw_accuracy(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
-    """Top-1 of classifiers: in training as lines, in the test as marks."""
+def _draw_scores(axes: Any, runs: Sequence[Colored], smoothing: Smoothing) -> None:
+    """Scores of classifiers of one task: in training as lines, in the test as marks."""
+    task = runs[0][0].task or CLASSIFY
+    measured = MEASURED[task]
+    training, score = measured.training, measured.scores[0]
     for curves, look in runs:
         name = "" if len(runs) == 1 else f"{curves.name}, "
-        if curves.has("train_top1"):
+        if curves.has(training.name):
             train = {**look, "linestyle": "--"}
-            _draw_series(axes, curves, "train_top1", smoothing, f"{name}training", **train)
+            words = "" if training.words == score.words else f", {training.words}"
+            label = f"{name}training{words}"
+            _draw_series(axes, curves, training.name, smoothing, label, **train)
         if curves.tests:
-            epochs, top1 = curves.top1
-            axes.plot(epochs, top1, marker="o", label=f"{name}test: {top1[-1]:.3f}", **look)
-    _set_title(axes, "top-1: share of clips (training) and of videos (test) that it gets right")
-    axes.set_ylabel("top-1")
-    axes.set_ylim(0, 1.02)
+            epochs, values = curves.scores(score.name)
+            axes.plot(epochs, values, marker="o", label=f"{name}test: {form(values[-1])}", **look)
+    _set_title(axes, f"{score.words}: {measured.of_what}")
+    axes.set_ylabel(score.words)
+    if task == REGRESS:
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_ylim(0, 1.02)
     _draw_legend(axes, None)
 
 

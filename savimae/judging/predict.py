@@ -1,6 +1,7 @@
-"""Labels of videos: what a classifier makes of each of them, or of each part of a long one.
+"""What a classifier makes of videos, or of each part of a long one: classes, labels, numbers.
 
-Legend: B videos, V views of a video, T frames of a clip, S input size, K classes.
+Legend: B videos, V views of a video, T frames of a clip, S input size, K classes, labels or
+numbers.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from savimae.data.labels import Labelled, match_labels
-from savimae.data.lists import Video, VideoList, find_labelled_videos, label_of, names_digest
+from savimae.data.labels import Labelled, match_labels, match_values, plain_names
+from savimae.data.lists import Video, VideoList, find_labelled_videos, labels_of, names_digest
 from savimae.data.video import VideoError
 from savimae.judging.features import fingerprint
 from savimae.judging.load import Machine, TrainedClassifier
@@ -31,14 +32,14 @@ from savimae.system.signals import StopSignals
 from savimae.training.classifier_test import (
     PARTIAL,
     ClassifierTest,
-    Prediction,
-    summarize,
+    result_of,
     tested_predictions,
-    view_probabilities,
-    write_csv,
+    view_outputs,
     write_result,
 )
 from savimae.training.distributed import World
+from savimae.training.outputs import KIND_OF_LISTS, MULTILABEL, REGRESS
+from savimae.training.predictions import AnyPrediction, make_prediction, write_csv
 
 EXTENSIONS = (".csv", ".jsonl")
 
@@ -52,8 +53,8 @@ class BrokenVideo(NamedTuple):
 
 def predict_videos(
     classifier: TrainedClassifier, videos: Sequence[Video], reader: ViewReader, machine: Machine
-) -> Iterator[Prediction | BrokenVideo]:
-    """The classes of every video, averaged over its views; or why it cannot be decoded.
+) -> Iterator[AnyPrediction | BrokenVideo]:
+    """What it says of every video, averaged over its views; or why it cannot be decoded.
 
     Yields: one for each video, in their order.
     """
@@ -67,19 +68,19 @@ def predict_videos(
 
     for batch in machine.batches(len(videos), load, "predicting"):
         read = [each for each in batch if not isinstance(each, BrokenVideo)]
-        found = iter(_probabilities(classifier, [views for _, views in read], machine))
+        found = iter(_outputs(classifier, [views for _, views in read], machine))
         for each in batch:
             if isinstance(each, BrokenVideo):
                 yield each
             else:
-                yield Prediction(each[0], classifier.classes, next(found))
+                yield make_prediction(classifier.outputs, each[0], next(found))
 
 
 def predict_video(
     classifier: TrainedClassifier, path: str, views: np.ndarray, machine: Machine
-) -> Prediction:
-    """The classes of the video at `path`, from its views uint8 `[V, T, S, S, 3]`."""
-    return Prediction(path, classifier.classes, _probabilities(classifier, [views], machine)[0])
+) -> AnyPrediction:
+    """What it says of the video at `path`, from its views uint8 `[V, T, S, S, 3]`."""
+    return make_prediction(classifier.outputs, path, _outputs(classifier, [views], machine)[0])
 
 
 def predict_windows(
@@ -88,8 +89,8 @@ def predict_windows(
     reader: ViewReader,
     machine: Machine,
     every_s: float,
-) -> Iterator[Prediction | BrokenVideo]:
-    """The classes of every window of `every_s` seconds of every video; see `ViewReader`.
+) -> Iterator[AnyPrediction | BrokenVideo]:
+    """What it says of every window of `every_s` seconds of every video; see `ViewReader`.
 
     Yields: one for each window; one for a video that is broken, after its whole windows.
     """
@@ -118,10 +119,10 @@ def predict_windows(
                         f"note: a clip spans {read[0].span_s:.2f} s: neighbouring windows of "
                         f"{every_s:g} s share frames"
                     )
-                found = _probabilities(classifier, [each.views for each in read], machine)
+                found = _outputs(classifier, [each.views for each in read], machine)
                 for window, row in zip(read, found, strict=True):
-                    yield Prediction(
-                        video.path, classifier.classes, row,
+                    yield make_prediction(
+                        classifier.outputs, video.path, row,
                         start_s=window.start_s, end_s=window.end_s,
                     )  # fmt: skip
                 yield from (each for each in batch if isinstance(each, BrokenVideo))
@@ -131,7 +132,7 @@ def predict_windows(
                 progress.show(share, f"{n_windows} windows, {rate:.2f} windows/s")
 
 
-def _probabilities(
+def _outputs(
     classifier: TrainedClassifier, of_videos: Sequence[np.ndarray], machine: Machine
 ) -> np.ndarray:
     """Views uint8 `[V, T, S, S, 3]` of B videos -> float32 `[B, K]`.
@@ -142,9 +143,10 @@ def _probabilities(
     if not of_videos:
         return np.empty((0, len(classifier.classes)), np.float32)
     views = torch.from_numpy(np.concatenate(of_videos))
-    of_views = view_probabilities(
-        classifier.model, views, machine.batch_size, machine.device, machine.precision
-    )
+    of_views = view_outputs(
+        classifier.model, views, machine.batch_size, machine.device, machine.precision,
+        classifier.outputs.finish,
+    )  # fmt: skip
     # [B * V, K] -> [B, V, K] -> [B, K]
     found = of_views.unflatten(0, (len(of_videos), -1)).mean(1).cpu().numpy()
     if not np.isfinite(found).all():
@@ -176,7 +178,7 @@ def check_out(path: str) -> None:
         raise UsageError(f"{shown(path)}: name a file that ends in {' or '.join(EXTENSIONS)}")
 
 
-def write_predictions(path: str, predictions: Sequence[Prediction]) -> None:
+def write_predictions(path: str, predictions: Sequence[AnyPrediction]) -> None:
     """Write predictions as CSV, or as a JSON object a line, as the name of the file says."""
     if path.endswith(".csv"):
         write_csv(path, predictions)
@@ -186,35 +188,46 @@ def write_predictions(path: str, predictions: Sequence[Prediction]) -> None:
             file.write(json.dumps(_as_json(each), ensure_ascii=False).encode() + b"\n")
 
 
-def _as_json(prediction: Prediction) -> dict[str, object]:
+def _as_json(prediction: AnyPrediction) -> dict[str, object]:
     window = {}
     if prediction.start_s is not None and prediction.end_s is not None:
         window = {"start_s": round(prediction.start_s, 3), "end_s": round(prediction.end_s, 3)}
-    values = [float(f"{value:.6g}") for value in prediction.probabilities]
-    return {
-        "path": path_text(prediction.path),
-        **window,
-        "label": prediction.label,
-        "probability": float(f"{prediction.probability:.6g}"),
-        "probabilities": dict(zip(prediction.classes, values, strict=True)),
-    }
+    return {"path": path_text(prediction.path), **window, **prediction.fields()}
 
 
 def match_to_classifier(classifier: TrainedClassifier, test: VideoList, test_path: str) -> Labelled:
     """Test videos with the classifier's labels: by name, or by number where the list has no names.
 
     Raises:
-        UsageError: a class that the classifier does not know.
+        UsageError: a class that the classifier does not know, or other numbers than its.
         SavimaeError: the list gives two classes one name.
     """
+    if classifier.outputs.task == REGRESS:
+        return _match_values(classifier, test, test_path)
     if not test.classes and all(name.isdecimal() for name in classifier.classes):
         # Trained on a list without names, whose numbers are the names of the classes.
-        n = 1 + max(label_of(video) for video in test.videos)
+        n = 1 + max(max(labels_of(video), default=0) for video in test.videos)
         test = dataclasses.replace(test, classes=[str(number) for number in range(n)])
-    known = [Video(classifier.path, name, number) for number, name in enumerate(classifier.classes)]
+    is_one_of_several = classifier.outputs.task == MULTILABEL
+    known = [
+        Video(classifier.path, name, labels=(number,))
+        if is_one_of_several
+        else Video(classifier.path, name, number)
+        for number, name in enumerate(classifier.classes)
+    ]
     return match_labels(
         VideoList(known, "", list(classifier.classes)), test, classifier.path, test_path
     )
+
+
+def _match_values(classifier: TrainedClassifier, test: VideoList, test_path: str) -> Labelled:
+    """Test videos whose numbers are the classifier's. Raises UsageError where they are others."""
+    names = list(classifier.classes)
+    # Two videos that differ: nothing is the same for all.
+    known = [Video(classifier.path, "", values=(float(n),) * len(names)) for n in range(2)]
+    are_plain = names == plain_names(len(names))
+    found = VideoList(known, "", [] if are_plain else names)
+    return match_values(found, test, classifier.path, test_path)
 
 
 def run_test(
@@ -241,7 +254,9 @@ def run_test(
         SavimaeError: a video cannot be decoded, or another process writes into `out`.
     """
     refuse_file(out)
-    labelled = match_to_classifier(classifier, find_labelled_videos(test_list, root), test_list)
+    kind = KIND_OF_LISTS[classifier.outputs.task]
+    found_videos = find_labelled_videos(test_list, root, kind=kind)
+    labelled = match_to_classifier(classifier, found_videos, test_list)
     settings = {
         "output": "test",
         "weights": fingerprint(classifier.model),
@@ -255,17 +270,18 @@ def run_test(
         test = ClassifierTest(
             os.path.join(out, PARTIAL), settings, labelled.test, len(classifier.classes), reader,
             machine.batch_size, machine.device, machine.precision, World(),
+            classifier.outputs.finish,
         )  # fmt: skip
         found = test.run(classifier.model, signals)
         if found is None:
             return None
         writer.check()
         result = {
-            **summarize(found, labelled.test, classifier.classes),
+            **result_of(found, labelled.test, classifier.outputs),
             "classifier": classifier.path,
             "views": dataclasses.asdict(reader.views),
             "notes": labelled.notes,
         }
-        write_result(out, result, tested_predictions(found, labelled.test, classifier.classes))
+        write_result(out, result, tested_predictions(found, labelled.test, classifier.outputs))
         test.forget()
     return result

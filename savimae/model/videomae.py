@@ -200,6 +200,20 @@ class Encoder(nn.Module):
         ):
             self.register_buffer(name, value, persistent=False)
 
+    def freeze(self, n_blocks: int) -> None:
+        """Let the patch embedding and the first blocks keep their weights; 0 blocks: nothing.
+
+        No gradient is asked for up to there, so that nothing is kept for a backward pass either:
+        frozen blocks cost what they cost in a test.
+
+        Raises:
+            ValueError: more blocks than there are.
+        """
+        if not 0 <= n_blocks <= len(self.blocks):
+            raise ValueError(f"{n_blocks} frozen blocks; the encoder has {len(self.blocks)}")
+        for module in (self.patch_embed, *self.blocks[:n_blocks]) if n_blocks else ():
+            module.requires_grad_(False)
+
     def forward(
         self,
         tokens: Tensor,

@@ -6,6 +6,7 @@ Legend: T frames of a clip, S input size, K classes. All frames of a clip are tr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,6 +115,19 @@ def soft_target(
     target[label] += (1 - smoothing) * share
     target[other] += (1 - smoothing) * (1 - share)
     return target
+
+
+def soft_labels(
+    labels: Sequence[int], others: Sequence[int], share: float, n_labels: int, smoothing: float
+) -> np.ndarray:
+    """Probabilities of labels float32 `[K]`: those of `labels` get `share`, of `others` the rest.
+
+    Smoothing moves each towards 1/2: `smoothing / 2` for a label that neither has.
+    """
+    target = np.zeros(n_labels, np.float64)
+    target[list(labels)] += share
+    target[list(others)] += 1 - share
+    return (smoothing / 2 + (1 - smoothing) * target).astype(np.float32)
 
 
 def drop_path_branches(key: np.uint64, rate: float, depth: int) -> np.ndarray:

@@ -18,7 +18,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 # Purposes: streams of their own for each kind of draw.
 ORDER, CLIP_START, CROP, FLIP, REPLACEMENT = (np.uint64(n) for n in range(1, 6))
 ERASING, PARTNER, MIXING, DROP_PATH, DROPOUT = (np.uint64(n) for n in range(6, 11))
-DECODER_START, REPEAT, TIES = (np.uint64(n) for n in range(11, 14))
+DECODER_START, REPEAT, TIES, BALANCE = (np.uint64(n) for n in range(11, 15))
 
 
 def sample_keys(seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import parse_json, read_json
 from savimae.system.settings import CONFIG
 from savimae.training.log import LOG, read_lines, read_settings
+from savimae.training.scores import is_test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +177,7 @@ def measure_run(run: str, record: Record | None, must_know: bool) -> RunProgress
             is_done = os.path.exists(os.path.join(run, RESULT))
     kinds = ("check", *TRAINING)
     return RunProgress(
-        run, record, starts, steps, [line for line in log if "test_top1" in line],
+        run, record, starts, steps, [line for line in log if is_test(line)],
         total, effective, is_done, last_checkpoint(run),
         [
             (kind, last)

@@ -20,6 +20,7 @@ from savimae.slurm.script import TRAINING, VIDEOS
 from savimae.system.errors import UsageError, shown
 from savimae.system.progress import duration
 from savimae.training.log import LOG
+from savimae.training.scores import score_words, task_of_test
 
 RECENT_S = 600.0  # what the rate is measured over
 SHOWN = 10  # videos or logs that are named
@@ -144,10 +145,8 @@ def _run_lines(run: RunProgress) -> list[str]:
             lines.append(f"  rate     {rate}")
     if run.tests:
         last = run.tests[-1]
-        lines.append(
-            f"  test     top-1 {last['test_top1']:.4f}, top-5 {last['test_top5']:.4f} after step "
-            f"{last['step']}"
-        )
+        words = score_words(last, task_of_test(last), "test_", digits=4)
+        lines.append(f"  test     {words} after step {last['step']}")
     if run.checkpoint is not None:
         when = _ago(os.path.getmtime(run.checkpoint))
         lines.append(f"  saved    {shown(run.checkpoint)}, {when}")

@@ -1,36 +1,45 @@
-"""The test of a classifier: the softmax is averaged over the views of every video.
+"""The test of a classifier: what it says is averaged over the views of every video.
+
+That is the softmax of classes, the probabilities of several labels, or numbers.
 
 A test may take hours. It stops when asked to, and goes on from there, on any number of processes.
 
-Legend: K classes, V views of a video, T frames of a clip, S input size.
+Legend: K classes, labels or numbers, V views of a video, T frames of a clip, S input size.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import os
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from savimae.data.lists import Video, label_of
+from savimae.data.lists import Video, label_of, labels_of, values_of
 from savimae.data.video import naming_video
 from savimae.saliency.arrays import read_archive
 from savimae.samples.multi_view import ViewReader
 from savimae.system.errors import SavimaeError, one_line, shown
-from savimae.system.files import atomic_file, parse_json, path_text, read_json, write_json
+from savimae.system.files import atomic_file, parse_json, read_json, write_json
 from savimae.system.progress import Progress
 from savimae.system.signals import StopSignals
 from savimae.training.distributed import World
 from savimae.training.machine import autocast
+from savimae.training.metrics import (
+    THRESHOLD,
+    average_precision,
+    f1_scores,
+    r_squared,
+    spearman,
+)
+from savimae.training.outputs import MULTILABEL, REGRESS, Outputs
+from savimae.training.predictions import AnyPrediction, make_prediction, write_csv
 
 RESULT = "test.json"
 PREDICTIONS = "predictions.csv"
@@ -39,45 +48,17 @@ SAVE_EVERY_S = 60.0
 RANKS = 5  # likeliest classes among which top-5 looks for the true one
 
 
-class Prediction(NamedTuple):
-    """What a classifier makes of a video, or of a part of it."""
+def view_outputs(
+    model: nn.Module, views: Tensor, batch_size: int, device: torch.device, precision: str,
+    finish: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
+    """What `finish` makes of the logits of views, some at a time.
 
-    path: str
-    classes: Sequence[str]  # names of all K classes
-    probabilities: np.ndarray  # float32 [K], which add up to 1
-    true: str | None = None  # the class that the list names, in a test
-    start_s: float | None = None  # the part of the video, if it is not all of it
-    end_s: float | None = None
-
-    @property
-    def label(self) -> str:
-        """The likeliest class."""
-        return self.classes[int(self.probabilities.argmax())]
-
-    @property
-    def probability(self) -> float:
-        """That of the likeliest class."""
-        return float(self.probabilities.max())
-
-    def top(self, k: int) -> list[tuple[str, float]]:
-        """The `k` likeliest classes with their probabilities, likeliest first.
-
-        Raises:
-            ValueError: `k` is below 1.
-        """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(self.classes[index], float(self.probabilities[index])) for index in order]
-
-
-def view_probabilities(
-    model: nn.Module, views: Tensor, batch_size: int, device: torch.device, precision: str
-) -> Tensor:
-    """Softmax of views, some at a time: uint8 `[V, T, S, S, 3]` -> float32 `[V, K]`."""
+    Uint8 `[V, T, S, S, 3]` -> float32 `[V, K]`.
+    """
     with torch.no_grad(), autocast(device, precision):
         logits = torch.cat([model(part.to(device)) for part in views.split(batch_size)])
-    return logits.float().softmax(1)
+    return finish(logits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +74,10 @@ class ClassifierTest:
     device: torch.device
     precision: str
     world: World
+    finish: Callable[[Tensor], Tensor] = Outputs(()).finish  # logits -> what is averaged
 
     def run(self, model: nn.Module, signals: StopSignals) -> np.ndarray | None:
-        """The probabilities of all classes, of every video; leaves the model in eval mode.
+        """What the model says of every video; leaves it in eval mode.
 
         Every process takes its share and gets the whole result.
 
@@ -164,7 +146,9 @@ class ClassifierTest:
     def _predict(self, model: nn.Module, video: Video) -> np.ndarray:
         with naming_video(video.path):
             views = torch.from_numpy(self.reader.read(video))
-        of_views = view_probabilities(model, views, self.batch_size, self.device, self.precision)
+        of_views = view_outputs(
+            model, views, self.batch_size, self.device, self.precision, self.finish
+        )
         return of_views.mean(0).cpu().numpy()
 
 
@@ -179,8 +163,7 @@ def summarize(
     Raises:
         SavimaeError: they are no finite numbers.
     """
-    if not np.isfinite(probabilities).all():
-        raise SavimaeError("the classifier's probabilities are no finite numbers; look at its loss")
+    _check_finite(probabilities)
     labels = np.array([label_of(video) for video in videos])
     ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :RANKS]
     confusion = np.zeros((len(classes), len(classes)), int)
@@ -200,17 +183,104 @@ def summarize(
     }
 
 
+def summarize_labels(
+    probabilities: np.ndarray, videos: Sequence[Video], labels: Sequence[str]
+) -> dict[str, Any]:
+    """mAP and F1 of several labels, and average precision and F1 of each.
+
+    mAP is the mean over the labels that a test video has; F1 is of the labels that are given a
+    probability of at least 1/2. See `metrics`.
+
+    Args:
+        probabilities: float `[videos, K]`.
+
+    Raises:
+        SavimaeError: they are no finite numbers.
+    """
+    _check_finite(probabilities)
+    is_true = np.zeros(probabilities.shape, bool)
+    for row, video in zip(is_true, videos, strict=True):
+        row[list(labels_of(video))] = True
+    precisions = [average_precision(probabilities[:, k], is_true[:, k]) for k in range(len(labels))]
+    known = [value for value in precisions if value is not None]
+    micro, macro, f1 = f1_scores(probabilities >= THRESHOLD, is_true)
+    return {
+        "task": MULTILABEL,
+        "map": float(np.mean(known)) if known else None,
+        "f1_micro": micro,
+        "f1_macro": macro,
+        "videos": len(videos),
+        "of_label": {
+            name: {"videos": int(is_true[:, k].sum()), "ap": precisions[k], "f1": f1[k]}
+            for k, name in enumerate(labels)
+        },
+        "classes": list(labels),
+    }
+
+
+def summarize_values(
+    predicted: np.ndarray, videos: Sequence[Video], names: Sequence[str]
+) -> dict[str, Any]:
+    """Errors and correlations of numbers, each by itself, and the means of all.
+
+    Args:
+        predicted: float `[videos, K]`, in the units of the videos' own numbers.
+
+    Returns:
+        mae and rmse in these units, r2 and spearman (see `metrics`; None where not defined), and
+        beside the true numbers what was predicted, for pictures.
+
+    Raises:
+        SavimaeError: they are no finite numbers.
+    """
+    _check_finite(predicted)
+    true = np.array([values_of(video) for video in videos], np.float64)
+    predicted = predicted.astype(np.float64)
+    of_value: dict[str, dict[str, float | None]] = {}
+    for k, name in enumerate(names):
+        errors = predicted[:, k] - true[:, k]
+        of_value[name] = {
+            "mae": float(np.abs(errors).mean()),
+            "rmse": float(np.sqrt(np.square(errors).mean())),
+            "r2": r_squared(predicted[:, k], true[:, k]),
+            "spearman": spearman(predicted[:, k], true[:, k]),
+        }
+    means = {}
+    for score in ("mae", "rmse", "r2", "spearman"):
+        known = [each[score] for each in of_value.values()]
+        means[score] = None if None in known else float(np.mean(np.array(known, np.float64)))
+    return {
+        "task": REGRESS, **means, "videos": len(videos), "of_value": of_value,
+        "true": true.tolist(), "predicted": predicted.tolist(), "classes": list(names),
+    }  # fmt: skip
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise SavimaeError("the classifier's predictions are no finite numbers; look at its loss")
+
+
+def result_of(found: np.ndarray, videos: Sequence[Video], outputs: Outputs) -> dict[str, Any]:
+    """The summary of a test, float `[videos, K]`, of whatever task; what `test.json` holds.
+
+    Raises:
+        SavimaeError: what was found is no finite numbers.
+    """
+    summaries = {MULTILABEL: summarize_labels, REGRESS: summarize_values}
+    return summaries.get(outputs.task, summarize)(found, videos, outputs.names)
+
+
 def tested_predictions(
-    probabilities: np.ndarray, videos: Sequence[Video], classes: Sequence[str]
-) -> list[Prediction]:
-    """Of every test video, with its true class."""
+    found: np.ndarray, videos: Sequence[Video], outputs: Outputs
+) -> list[AnyPrediction]:
+    """Of every test video, beside what its list says."""
     return [
-        Prediction(video.path, classes, row, classes[label_of(video)])
-        for video, row in zip(videos, probabilities, strict=True)
+        make_prediction(outputs, video.path, row, video)
+        for video, row in zip(videos, found, strict=True)
     ]
 
 
-def write_result(folder: str, result: dict[str, Any], predictions: Sequence[Prediction]) -> None:
+def write_result(folder: str, result: dict[str, Any], predictions: Sequence[AnyPrediction]) -> None:
     """Write `test.json` and `predictions.csv`: a test is done where the first of them is."""
     write_csv(os.path.join(folder, PREDICTIONS), predictions)
     write_json(os.path.join(folder, RESULT), result)
@@ -229,23 +299,3 @@ def read_result(folder: str) -> dict[str, Any] | None:
         return read_json(path)
     except (OSError, ValueError) as error:
         raise SavimaeError(f"{shown(path)}: {one_line(error)}") from error
-
-
-def write_csv(path: str, predictions: Sequence[Prediction]) -> None:
-    """Write a line for each prediction: where, which class, and `p_CLASS` for every class."""
-    first = predictions[0]
-    where = ["path", *(["start_s", "end_s"] if first.start_s is not None else [])]
-    true = ["true"] if first.true is not None else []
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([*where, *true, "label", "probability", *(f"p_{name}" for name in first.classes)])
-    for each in predictions:
-        numbers = [f"{value:.6g}" for value in each.probabilities]
-        cells = [
-            path_text(each.path),
-            *([f"{each.start_s:.3f}", f"{each.end_s:.3f}"] if each.start_s is not None else []),
-            *([each.true] if each.true is not None else []),
-        ]
-        rows.writerow([*cells, each.label, f"{each.probability:.6g}", *numbers])
-    with atomic_file(path) as file:
-        file.write(text.getvalue().encode("utf-8", "backslashreplace"))

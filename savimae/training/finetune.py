@@ -1,13 +1,14 @@
 """Fine-tuning a classifier: from options to a run of the loop, and the test after it.
 
-Legend: B clips, T frames, S input size, K classes, L depth of the encoder, W width of what the last
-layer sees, V views of a video.
+Legend: B clips, T frames, S input size, K classes, labels or numbers, L depth of the encoder, W
+width of what the last layer sees, V views of a video.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -15,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from savimae.data.labels import Labelled, check_overlap, labels_digest, match_labels, overlap_words
+from savimae.data.labels import (
+    Labelled,
+    check_overlap,
+    labels_digest,
+    match_labels,
+    match_values,
+    overlap_words,
+)
 from savimae.data.lists import (
     Video,
     VideoList,
@@ -38,8 +46,8 @@ from savimae.samples.augment import (
     erase,
     mix_clips,
     resized_crop_box,
-    soft_target,
 )
+from savimae.samples.balance import BalancedSamples
 from savimae.samples.clips import (
     Box,
     ClipConfig,
@@ -62,7 +70,7 @@ from savimae.training.attention_choice import (
 from savimae.training.classifier_test import (
     PARTIAL,
     ClassifierTest,
-    summarize,
+    result_of,
     tested_predictions,
     write_result,
 )
@@ -71,7 +79,26 @@ from savimae.training.launch import check_launch, launch, print_steps
 from savimae.training.loaded_weights import Sizes, resized
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES
+from savimae.training.objectives import (
+    LOSSES,
+    Objective,
+    OfClasses,
+    OfLabels,
+    OfValues,
+    class_weights,
+    label_weights,
+    scale_of,
+)
 from savimae.training.optimizer import FINETUNING_BETAS, parameter_groups
+from savimae.training.outputs import (
+    CLASSIFY,
+    KIND_OF_LISTS,
+    MULTILABEL,
+    REGRESS,
+    TASKS,
+    Outputs,
+)
+from savimae.training.scores import MEASURED
 from savimae.training.setup import (
     RunConfig,
     Setup,
@@ -96,15 +123,21 @@ class FinetuneConfig(RunConfig):
     untrained: bool = False  # take the checkpoint's shape only
     allow_overlap: bool = False  # of training and test videos; the result says so
 
+    task: str = CLASSIFY  # of `outputs.TASKS`: one class, several labels, or numbers
+    loss: str | None = None  # of `objectives.LOSSES`, for numbers; None: mse
+    class_weights: str = "none"  # or "balanced": rare ones count as much as frequent ones
+    sampling: str = "natural"  # every video once an epoch; "balanced": every class equally often
+    freeze: int = 0  # blocks that keep their weights, with the patch embedding; 0: nothing does
+
     num_frames: int | None = None  # None: as the model was pretrained
     input_size: int | None = None  # the same
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
     smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
     hflip: bool = True
     erasing: float = 0.25  # share of the clips
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    label_smoothing: float = 0.1
+    mixup: float | None = None  # None: 0.8, of numbers 0
+    cutmix: float | None = None  # None: 1, of numbers 0
+    label_smoothing: float | None = None  # None: 0.1 of classes, else 0
 
     layer_decay: float = 0.75
     drop_path: float = 0.1
@@ -128,14 +161,18 @@ class FinetuneConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("erasing", "label_smoothing", "drop_path", "head_dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1 and not (name == "erasing" and self.erasing == 1):
-                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 1)")
+            value = getattr(self, name)
+            if value is None or (name == "erasing" and value == 1):
+                continue
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} {value} is not in [0, 1)")
         for name in ("smallest_crop", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not in (0, 1]")
-        for name in ("mixup", "cutmix", "head_scale", "test_every"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("mixup", "cutmix", "head_scale", "test_every", "freeze"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         if (self.test is None) == (self.dataset is None):
             raise ValueError("give --test and a list for --train, or --dataset and a folder for it")
         if self.splits is not None and self.dataset is None:
@@ -144,11 +181,52 @@ class FinetuneConfig(RunConfig):
             raise ValueError("--split goes with --dataset; two lists are a split of their own")
         if self.dataset is not None and self.root is not None:
             raise ValueError("--root is for lists; --dataset takes the folder of all its videos")
+        self._check_task()
         Views(self.test_clips, self.test_crops)
         if self.head.standardize and self.batch_size < 2:
             raise ValueError(
                 "--standardize compares the clips of a batch; give --batch-size 2 or more"
             )
+
+    def _check_task(self) -> None:
+        """Raises ValueError for an option that the task has no use for."""
+        for name, known in (
+            ("task", TASKS), ("loss", (None, *LOSSES)), ("class_weights", ("none", "balanced")),
+            ("sampling", ("natural", "balanced")),
+        ):  # fmt: skip
+            if getattr(self, name) not in known:
+                words = ", ".join(each for each in known if each)
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {words}")
+        if self.task != CLASSIFY and self.dataset is not None:
+            raise ValueError(f"--dataset has one class a video, which --task {self.task} is not")
+        if self.loss is not None and self.task != REGRESS:
+            raise ValueError(f"--loss is for --task regress; that of {self.task} is cross-entropy")
+        if self.task == REGRESS and self.class_weights != "none":
+            raise ValueError("--class-weights is for classes and labels; --task regress has none")
+        if self.task == REGRESS and self.label_smoothing:
+            raise ValueError("--label-smoothing is for labels; --task regress has none")
+        if self.task != CLASSIFY and self.sampling != "natural":
+            raise ValueError(
+                f"--sampling {self.sampling} is for one class a video, --task classify; of several "
+                "labels --class-weights balanced evens out the numbers"
+                if self.task == MULTILABEL
+                else f"--sampling {self.sampling} is for classes; --task regress has none"
+            )
+
+    @property
+    def mixing(self) -> tuple[float, float]:
+        """Parameters of mixup and cutmix."""
+        is_plain = self.task == REGRESS
+        mixup = (0.0 if is_plain else 0.8) if self.mixup is None else self.mixup
+        cutmix = (0.0 if is_plain else 1.0) if self.cutmix is None else self.cutmix
+        return mixup, cutmix
+
+    @property
+    def smoothing(self) -> float:
+        """Of labels."""
+        if self.label_smoothing is None:
+            return 0.1 if self.task == CLASSIFY else 0.0
+        return self.label_smoothing
 
     @property
     def views(self) -> Views:
@@ -168,7 +246,7 @@ class Sample(NamedTuple):
 
     video: Video
     pixels: np.ndarray  # uint8 [T, S, S, 3]
-    target: np.ndarray  # float32 [K], probabilities
+    target: np.ndarray  # float32 [K], see `Objective.target`
     branches: np.ndarray  # float32 [L, 2]
     features: np.ndarray  # float32 [W]
 
@@ -183,9 +261,7 @@ class Batch(NamedTuple):
 
 
 class Finetuning(PlainTask):
-    """The task of the loop: cross-entropy between predicted and wanted probabilities."""
-
-    sum_names = ("hits",)
+    """The task of the loop: clips of labelled videos, and the loss of what is wanted of them."""
 
     def __init__(
         self,
@@ -195,22 +271,34 @@ class Finetuning(PlainTask):
         clips: ClipConfig,
         config: FinetuneConfig,
         setup: Setup,
+        outputs: Outputs,
     ):
         self.model = model
         self.videos = labelled.train
         self.test_videos = labelled.test
-        self.classes = labelled.classes
+        self.outputs = outputs
+        self.objective = make_objective(config, labelled, outputs)
+        self.balanced: BalancedSamples | None = None
+        if config.sampling == "balanced":
+            self.balanced = BalancedSamples(list(map(label_of, self.videos)), config.seed)
         self.about_classes = {
-            "labels_in_the_training_list": labelled.numbers,
+            **({} if config.task == REGRESS else {"labels_in_the_training_list": labelled.numbers}),
             **({"test_videos_in_training": overlap} if overlap else {}),
         }
         self.clips = clips
         self.config = config
         self.setup = setup
-        self.n_classes = model.head.out_features
         self.averaged: AveragedModel | None = None
         if config.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+
+    @property
+    def sum_names(self) -> Sequence[str]:
+        return self.objective.sum_names
+
+    def _video(self, index: int, epoch: int) -> Video:
+        """The video at place `index` of an epoch, before the places are shuffled."""
+        return self.videos[index if self.balanced is None else self.balanced.video(index, epoch)]
 
     def load(self, index: int, epoch: int) -> Sample:
         """Clip `index` of `epoch`, mixed with that of another video.
@@ -220,19 +308,18 @@ class Finetuning(PlainTask):
         """
         config = self.config
         key = sample_keys(config.seed, epoch, np.array([index]))[0]
-        video = self.videos[index]
+        video = self._video(index, epoch)
         pixels, other = self._clip(video, key), video
-        mixing = draw_mixing(self.clips.input_size, config.mixup, config.cutmix, key)
+        mixing = draw_mixing(self.clips.input_size, *config.mixing, key)
         if mixing.share < 1:
             partner = integer_below(len(self.videos), key, PARTNER)
-            other = self.videos[partner]
+            other = self._video(partner, epoch)
             of_partner = sample_keys(config.seed, epoch, np.array([partner]))[0]
             pixels = mix_clips(pixels, self._clip(other, of_partner), mixing)
-        target = soft_target(
-            label_of(video), label_of(other), mixing.share, self.n_classes, config.label_smoothing
-        )
+        target = self.objective.target(video, other, mixing.share)
         shape = self.model.config
         branches = drop_path_branches(key, config.drop_path, shape.encoder_depth)
+        branches[: config.freeze] = 1  # what is frozen is as in a test
         features = dropout_features(key, config.head_dropout, self.model.head.in_features)
         return Sample(video, pixels, target, branches, features)
 
@@ -272,15 +359,13 @@ class Finetuning(PlainTask):
         return len(batch.pixels)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Sum of cross-entropies, and how often the likeliest class is the most wanted one."""
+        """Sum over the clips; see `Objective.loss`."""
         logits = self.model(batch.pixels, batch.branches, batch.features).float()
-        losses = nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
-        hits = (logits.argmax(1) == batch.targets.argmax(1)).sum()
-        return losses, {"hits": float(hits)}
+        return self.objective.loss(logits, batch.targets)
 
     def log_fields(self, sums: dict[str, float], seconds: float) -> dict[str, float | None]:
         del seconds
-        return {"train_top1": sums["hits"] / sums["n_samples"]}
+        return {**self.objective.log_fields(sums)}
 
     # -------------------------------------------------------------- averaged weights, the test
 
@@ -300,8 +385,8 @@ class Finetuning(PlainTask):
         return is_last or bool(every and epoch % every == 0)
 
     def test(self, step: int, is_last: bool, signals: StopSignals) -> dict[str, float] | None:
-        """Top-1 and top-5 on the test videos; after the last step also in `test.json`, and the
-        probabilities of every video in `predictions.csv`.
+        """Scores on the test videos, see `scores`; after the last step also in `test.json`, and
+        what is predicted of every video in `predictions.csv`.
 
         The averaged weights are tested if there are any. What is known of the test is kept in
         `test.partial.npz`, for a run that is stopped before its end.
@@ -317,9 +402,9 @@ class Finetuning(PlainTask):
                 "test_clips": config.test_clips, "test_crops": config.test_crops,
             },
             self.test_videos,
-            len(self.classes),
+            len(self.outputs.names),
             ViewReader(self.clips, config.views),
-            setup.plan.batch_size, setup.device, setup.precision, setup.world,
+            setup.plan.batch_size, setup.device, setup.precision, setup.world, self.outputs.finish,
         )  # fmt: skip
         tested = self.model if self.averaged is None else self.averaged
         if config.standardize:  # with the first process's running means, which checkpoints hold
@@ -328,14 +413,29 @@ class Finetuning(PlainTask):
         self.model.train()
         if found is None:
             return None
-        result = summarize(found, self.test_videos, self.classes)
+        result = result_of(found, self.test_videos, self.outputs)
         if setup.world.is_main:
             if is_last:
-                predictions = tested_predictions(found, self.test_videos, self.classes)
+                predictions = tested_predictions(found, self.test_videos, self.outputs)
                 whole = {"step": step, **result, **self.about_classes}
                 write_result(config.out, whole, predictions)
             of_classifier.forget()
-        return {f"test_{name}": result[name] for name in ("top1", "top5")}
+        scores = {
+            f"test_{score.name}": result[score.name] for score in MEASURED[config.task].scores
+        }
+        return {name: value for name, value in scores.items() if value is not None}
+
+
+def make_objective(config: FinetuneConfig, labelled: Labelled, outputs: Outputs) -> Objective:
+    """What a run minimises."""
+    n, is_balanced = len(outputs.names), config.class_weights == "balanced"
+    if outputs.scale is not None:
+        return OfValues(outputs.scale, config.loss or LOSSES[0])
+    if config.task == MULTILABEL:
+        of_labels = label_weights(labelled.train, n) if is_balanced else None
+        return OfLabels(n, config.smoothing, of_labels)
+    weights = class_weights(labelled.train, n) if is_balanced else None
+    return OfClasses(n, config.smoothing, weights)
 
 
 # ------------------------------------------------------------------------------------ the run
@@ -372,20 +472,23 @@ def check_finetuning(config: FinetuneConfig, world: World) -> None:
 
 
 def find_labelled(config: FinetuneConfig, quiet: bool = False) -> Labelled:
-    """Training and test videos of a run, with the same labels on both sides.
+    """Training and test videos of a run, with the same labels or numbers on both sides.
 
     Raises:
-        UsageError: a video without a label, or a class of the test that training does not have.
+        UsageError: a video without a label, a class of the test that training does not have, or
+            numbers that are others.
         SavimaeError: videos that a list or an official split names are not there.
     """
     train, test = _find_videos(config, quiet)
-    return match_labels(train, test, config.data, config.test or config.data)
+    match = match_values if config.task == REGRESS else match_labels
+    return match(train, test, config.data, config.test or config.data)
 
 
 def _find_videos(config: FinetuneConfig, quiet: bool) -> tuple[VideoList, VideoList]:
     """Training and test videos: of two lists, or of an official split."""
     if config.dataset is None:
-        return find_both_sides(config.data, str(config.test), config.root, quiet)
+        kind = KIND_OF_LISTS[config.task]
+        return find_both_sides(config.data, str(config.test), config.root, quiet, kind)
     root = os.path.normpath(config.data)
     folder = config.splits or find_split_folder(config.dataset, root)
     official = read_split(folder, config.split or 1)
@@ -403,6 +506,13 @@ def _find_videos(config: FinetuneConfig, quiet: bool) -> tuple[VideoList, VideoL
     return both[0], both[1]
 
 
+# What a run makes, for people; {n} classes, labels or numbers.
+WORDS = {
+    CLASSIFY: "classifier of {n} classes", MULTILABEL: "classifier of {n} labels, any of a video",
+    REGRESS: "regression of {n} numbers",
+}  # fmt: skip
+
+
 class FinetuningRun:
     """Fine-tuning as a run of the loop. Raises as `finetune`."""
 
@@ -412,7 +522,6 @@ class FinetuningRun:
         self.labelled = labelled
         self.train, self.test = labelled.train, labelled.test
         self.classes = labelled.classes
-        self.n_classes = len(labelled.classes)
         self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
         sizes = Sizes(config.num_frames, config.input_size)
@@ -422,7 +531,14 @@ class FinetuningRun:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)
         shape = self.shape
         try:
+            if config.freeze > shape.encoder_depth:
+                raise ValueError(
+                    f"--freeze {config.freeze}: the encoder of {shown(config.checkpoint)} has "
+                    f"{shape.encoder_depth} blocks"
+                )
             self.clips = ClipConfig(shape.num_frames, rate, shape.input_size, hflip=config.hflip)
+            scale = scale_of(self.train) if config.task == REGRESS else None
+            self.outputs = Outputs(labelled.classes, config.task, scale)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -436,8 +552,9 @@ class FinetuningRun:
     def model_config(self) -> dict[str, Any]:
         return {
             **dataclasses.asdict(self.shape),
-            "n_classes": self.n_classes,
+            "n_classes": len(self.classes),
             "classes": self.classes,
+            **self.outputs.in_config(),
             "views": dataclasses.asdict(self.config.views),
         }
 
@@ -445,9 +562,19 @@ class FinetuningRun:
     def settings(self) -> dict[str, Any]:
         config = self.config
         names = (
-            "untrained", "smallest_crop", "hflip", "erasing", "mixup", "cutmix", "label_smoothing",
-            "layer_decay", "drop_path", "head_dropout", "head_scale", "ema",
+            "untrained", "smallest_crop", "hflip", "erasing",
         )  # fmt: skip
+        mixup, cutmix = config.mixing
+        others = ("layer_decay", "drop_path", "head_dropout", "head_scale", "ema")
+        # Left out as they were before there was a choice, so that older runs go on.
+        chosen = {
+            "task": (config.task, CLASSIFY), "loss": (config.loss or LOSSES[0], None),
+            "class_weights": (config.class_weights, "none"),
+            "sampling": (config.sampling, "natural"), "freeze": (config.freeze, 0),
+            "pool": (config.pool, HeadConfig.pool), "standardize": (config.standardize, False),
+        }  # fmt: skip
+        if config.task != REGRESS:
+            del chosen["loss"]
         shape = dataclasses.asdict(self.shape)
         del shape["checkpoint_activations"]
         return {
@@ -459,8 +586,11 @@ class FinetuningRun:
             "sampling_rate": self.clips.sampling_rate,
             **shape,
             **{name: getattr(config, name) for name in names},
-            **({"pool": config.pool} if config.pool != HeadConfig.pool else {}),
-            **({"standardize": True} if config.standardize else {}),
+            "mixup": mixup,
+            "cutmix": cutmix,
+            "label_smoothing": config.smoothing,
+            **{name: getattr(config, name) for name in others},
+            **{name: value for name, (value, usual) in chosen.items() if value != usual},
             **({"attention": self.ways} if self.ways else {}),
             **common_settings(self.setup),
         }
@@ -489,16 +619,20 @@ class FinetuningRun:
 
     def build(self, is_new: bool) -> Finetuning:
         config = self.config
-        model = VideoClassifier(self.shape, self.n_classes, config.head_scale, config.head)
+        model = VideoClassifier(self.shape, len(self.classes), config.head_scale, config.head)
         if is_new and not config.untrained:
             model.load_encoder(self.weights.state)
         use_ways(model, self.ways)
+        model.encoder.freeze(config.freeze)
         model.to(self.setup.device)
-        return Finetuning(model, self.labelled, self.overlap, self.clips, config, self.setup)
+        return Finetuning(
+            model, self.labelled, self.overlap, self.clips, config, self.setup, self.outputs
+        )
 
     def make_optimizer(self, task: Finetuning) -> torch.optim.Optimizer:
+        learned = [each for each in task.model.named_parameters() if each[1].requires_grad]
         groups = parameter_groups(
-            task.model.named_parameters(), self.shape.encoder_depth, self.config.weight_decay,
+            learned, self.shape.encoder_depth, self.config.weight_decay,
             self.config.layer_decay,
         )  # fmt: skip
         return torch.optim.AdamW(groups, lr=0.0, betas=FINETUNING_BETAS, fused=True)
@@ -519,8 +653,11 @@ class FinetuningRun:
             self.setup,
             f"clips of {shape.num_frames} frames, {self.clips.sampling_rate} apart, "
             f"{shape.input_size}x{shape.input_size}",
-            f"classifier of {self.n_classes} classes, {start}: {n_parameters:.2f} M parameters",
+            f"{WORDS[config.task].format(n=len(self.classes))}, {start}: {n_parameters:.2f} M "
+            f"parameters{self._frozen_words(task)}",
         )
+        if config.class_weights == "balanced":
+            print(_weight_words(task.objective), flush=True)
         for note in self.labelled.notes:
             print(note, flush=True)
         if self.overlap:
@@ -538,3 +675,23 @@ class FinetuningRun:
             flush=True,
         )
         print_steps(loop, None)
+
+    def _frozen_words(self, task: Finetuning) -> str:
+        if not self.config.freeze:
+            return ""
+        kept = sum(each.numel() for each in task.model.parameters() if not each.requires_grad) / 1e6
+        return (
+            f", of which {kept:.2f} M keep their values (patch embedding and "
+            f"{self.config.freeze} of {self.shape.encoder_depth} blocks)"
+        )
+
+
+def _weight_words(objective: Objective) -> str:
+    """Which weights a run's classes or labels have."""
+    if isinstance(objective, OfClasses) and objective.weights is not None:
+        low, high = float(objective.weights.min()), float(objective.weights.max())
+        return f"class weights n / (K n_k): {low:.3g} to {high:.3g}"
+    if isinstance(objective, OfLabels):
+        low, high = float(objective.weights[:, 1].min()), float(objective.weights[:, 1].max())
+        return f"weights of videos with a label, n / (2 n_k): {low:.3g} to {high:.3g}"
+    raise AssertionError("numbers have no weights")

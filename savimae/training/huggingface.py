@@ -12,7 +12,7 @@ import dataclasses
 import html
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from savimae.model.config import VideoMAEConfig
@@ -29,14 +29,20 @@ from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD, LAYER_NORM_EPS
 from savimae.samples.clips import ClipConfig
 from savimae.system.errors import SavimaeError, one_line, shown
 from savimae.system.files import atomic_folder, read_json
-from savimae.training.loaded_weights import Weights
+from savimae.training.loaded_weights import Weights, class_names
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
+from savimae.training.scores import MEASURED, form
 
 PRETRAINING = "VideoMAEForPreTraining"
 CLASSIFIER = "VideoMAEForVideoClassification"
 OURS = "savimae"  # the key in config.json under which our own settings are
+# What config.json calls a task; where it says nothing, it is the first.
+PROBLEMS = {
+    CLASSIFY: "single_label_classification", MULTILABEL: "multi_label_classification",
+    REGRESS: "regression",
+}  # fmt: skip
 PRIVATE = ("checkpoint", "init")  # settings that name files of their user
 BILINEAR = 2  # Pillow's number of it
-RESULTS = ("top1", "top5")
 NAMED_CLASSES = 30  # of a model card
 # Settings that a model card does not list: the shape is told in words.
 _SHAPE = {field.name for field in dataclasses.fields(VideoMAEConfig)}
@@ -45,8 +51,8 @@ _UNTOLD = frozenset({*PRIVATE, "output", "labels", *_SHAPE})
 
 def read_huggingface(
     folder: str,
-) -> tuple[VideoMAEConfig, State, list[str], Mapping[str, Any]]:
-    """Shape, parameters under our names, names of classes, and what we wrote beside them.
+) -> tuple[VideoMAEConfig, State, list[str], str, Mapping[str, Any]]:
+    """Shape, parameters under our names, names of classes, the task, and what we wrote beside them.
 
     Raises:
         SavimaeError: not such a folder, or a model that ours cannot be.
@@ -86,8 +92,18 @@ def read_huggingface(
     classes = []
     if is_classifier and isinstance(labels, dict):
         classes = [str(labels.get(str(index), index)) for index in range(len(labels))]
-    ours = fields.get(OURS)
-    return config, from_huggingface(state, config), classes, ours if isinstance(ours, dict) else {}
+    task = CLASSIFY
+    if is_classifier and fields.get("problem_type") is not None:
+        tasks = {problem: task for task, problem in PROBLEMS.items()}
+        if fields["problem_type"] not in tasks:
+            raise SavimaeError(
+                f"{shown(folder)}: problem_type is {shown(str(fields['problem_type']))}, not one "
+                f"of {', '.join(tasks)}"
+            )
+        task = tasks[fields["problem_type"]]
+    found = fields.get(OURS)
+    ours = found if isinstance(found, dict) else {}
+    return config, from_huggingface(state, config), classes, task, ours
 
 
 def write_huggingface(out: str, weights: Weights, results: Mapping[str, Any]) -> None:
@@ -133,16 +149,13 @@ def _config(weights: Weights) -> dict[str, Any]:
         names = class_names(weights.classes, k)
         fields["id2label"] = {str(index): name for index, name in enumerate(names)}
         fields["label2id"] = {name: index for index, name in enumerate(names)}
+        if weights.task != CLASSIFY:
+            fields["problem_type"] = PROBLEMS[weights.task]
     fields[OURS] = {
         "settings": {n: v for n, v in weights.settings.items() if n not in PRIVATE},
         "views": None if weights.views is None else dataclasses.asdict(weights.views),
     }
     return fields
-
-
-def class_names(classes: Sequence[str], k: int) -> list[str]:
-    """Names of all `k` classes: the numbers of those that have none."""
-    return [*classes, *map(str, range(len(classes), k))]
 
 
 def _preprocessor(weights: Weights) -> dict[str, Any]:
@@ -208,6 +221,20 @@ encoder = VideoMAEModel.from_pretrained("{name}")
 Clips have {frames} frames, {rate} apart.
 `savimae features {name} --data videos --out features.npz` writes features of whole videos.
 """
+_USE_REGRESSION = """\
+## Use
+
+```python
+from transformers import VideoMAEForVideoClassification
+
+model = VideoMAEForVideoClassification.from_pretrained("{name}")
+# pixel_values: [clips, {frames}, 3, {side}, {side}] -> logits: the numbers, [clips, {outputs}]
+```
+
+Clips have {frames} frames, {rate} apart.
+`savimae predict {name} video.mp4` looks at clips spread over all of it ({views})
+and averages their numbers.
+"""
 _LIMITS = """\
 ## What it is not good for
 
@@ -231,21 +258,30 @@ def model_card(name: str, weights: Weights, results: Mapping[str, Any]) -> str:
         views = f"{weights.views.clips} clips, " + (f"{crops} crops" if crops else "whole frames")
     words = {
         "name": name, "rate": rate, "frames": shape.num_frames, "side": shape.input_size,
-        "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views,
+        "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views, "outputs": k,
     }  # fmt: skip
     if k is None:
         what = "A video encoder: a VideoMAE that was pretrained without labels, with its decoder."
         more = "It names nothing: a probe or fine-tuning on labelled videos makes it useful."
+    elif weights.task == MULTILABEL:
+        what = f"A video classifier of {k} labels, of which a video may have several, fine-tuned."
+        more = "It knows its labels only. A probability is that of one label, whatever the others."
+    elif weights.task == REGRESS:
+        what = f"A VideoMAE encoder, fine-tuned to predict {k} numbers of a video in their units."
+        more = "Beyond the numbers it was trained on it has nothing to go by."
     else:
         what = f"A video classifier of {k} classes: a VideoMAE encoder, fine-tuned."
         more = "It knows its classes only, and names one of them for every video."
+    use = _USE_ENCODER if k is None else _USE_CLASSIFIER
+    if weights.task == REGRESS:  # the pipeline would make probabilities of its numbers
+        use = _USE_REGRESSION
     parts = [
         _HEADER.format(
             name=name, what=what, tag="feature-extraction" if k is None else "video-classification"
         ),
-        (_USE_ENCODER if k is None else _USE_CLASSIFIER).format(**words),
+        use.format(**words),
         "## Training\n\n" + _training(weights) + "\n",
-        "## Results\n\n" + _results(results) + "\n",
+        "## Results\n\n" + _results(results, weights.task) + "\n",
         _LIMITS.format(command="probe" if k is None else "test", more=more),
     ]
     return "\n".join(parts)
@@ -260,7 +296,8 @@ def _training(weights: Weights) -> str:
     ]  # fmt: skip
     if weights.classes:
         more = f", … ({len(weights.classes)})" if len(weights.classes) > NAMED_CLASSES else ""
-        rows.append(("classes", ", ".join(weights.classes[:NAMED_CLASSES]) + more))
+        what = {CLASSIFY: "classes", MULTILABEL: "labels", REGRESS: "numbers"}[weights.task]
+        rows.append((what, ", ".join(weights.classes[:NAMED_CLASSES]) + more))
     rows += [
         (name, str(value)) for name, value in sorted(settings.items())
         if isinstance(value, str | int | float) and name not in _UNTOLD
@@ -277,11 +314,17 @@ def _cell(text: str) -> str:
     return html.escape(shown(text)).replace("|", "\\|")
 
 
-def _results(results: Mapping[str, Any]) -> str:
-    if not all(isinstance(results.get(name), float) for name in RESULTS):
+def _results(results: Mapping[str, Any], task: str) -> str:
+    scores = MEASURED[task].scores
+    if not isinstance(results.get(scores[0].name), float):
         return "None were written with it."
-    rows = ["| test videos | top-1 | top-5 |", "|---|---|---|"]
-    rows.append(f"| {results.get('videos')} | {results['top1']:.3f} | {results['top5']:.3f} |")
+    values = [results.get(score.name) for score in scores]
+    cells = [form(value) if isinstance(value, float) else "-" for value in values]
+    rows = [
+        f"| test videos | {' | '.join(score.words for score in scores)} |",
+        "|---" * (1 + len(scores)) + "|",
+        f"| {results.get('videos')} | {' | '.join(cells)} |",
+    ]
     if results.get("test_videos_in_training"):
         rows += ["", f"{results['test_videos_in_training']} of them were training videos as well."]
     return "\n".join(rows)

@@ -12,6 +12,7 @@ from savimae.model.layouts import ENCODER, State, head_of
 from savimae.model.videomae import Encoder
 from savimae.samples.multi_view import Views
 from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.training.outputs import CLASSIFY, Outputs, Scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +28,23 @@ class Weights:
     settings: Mapping[str, Any]  # of the run that trained them; empty where nothing is known
     classes: Sequence[str] = ()  # names of a classifier's labels, as far as they are known
     views: Views | None = None  # of a video in the classifier's test, as far as they are known
+    task: str = CLASSIFY  # of a classifier, one of `outputs.TASKS`
+    scale: Scale | None = None  # of its numbers, if its outputs are not in the user's units
 
     @property
     def n_classes(self) -> int | None:
         """K of a classifier; None of a pretraining model."""
         return len(self.state["head.weight"]) if "head.weight" in self.state else None
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the outputs of a classifier mean."""
+        return Outputs(class_names(self.classes, self.n_classes or 0), self.task, self.scale)
+
+
+def class_names(classes: Sequence[str], k: int) -> list[str]:
+    """Names of all `k` classes: the numbers of those that have none."""
+    return [*classes, *map(str, range(len(classes), k))]
 
 
 @dataclasses.dataclass(frozen=True)

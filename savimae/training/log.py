@@ -20,6 +20,7 @@ from savimae import __version__
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import atomic_file, parse_json, read_json
 from savimae.system.settings import CONFIG, named_as_now
+from savimae.training.scores import LOGGED, is_test, needed_of_test
 
 LOG = "log.jsonl"
 
@@ -108,17 +109,17 @@ def read_lines(run: str) -> list[dict[str, Any]]:
 
 # Numbers that lines hold where they hold anything; those of a step and of a test, always.
 _NUMBERS = frozenset((
-    "step", "epoch", "loss", "loss_salient", "loss_other", "train_top1", "test_top1", "test_top5",
+    "step", "epoch", "loss", "loss_salient", "loss_other", *LOGGED,
     "lr", "grad_norm", "visible_tokens", "clips_per_s", "data_wait_share", "gflop", "gflop_per_s",
     "memory_gib", "time", "total_steps", "processes",
 ))  # fmt: skip
 _OF_STEP = ("step", "epoch", "loss", "lr")
-_OF_TEST = ("step", "test_top1", "test_top5")
 
 
 def _is_line(line: dict[str, Any]) -> bool:
     """Whether the values of this line can be compared, drawn and added up."""
-    needed = [*(_OF_STEP if "loss" in line else ()), *(_OF_TEST if "test_top1" in line else ())]
+    of_test = ("step", *needed_of_test(line)) if is_test(line) else ()
+    needed = [*(_OF_STEP if "loss" in line else ()), *of_test]
     return all(
         _is_number(line[key]) for key in line if key in _NUMBERS and line[key] is not None
     ) and (all(_is_number(line.get(key)) for key in needed))

@@ -2,8 +2,8 @@
 
 A program takes any number of clips, uint8 `[batch, T, H, W, 3]`, and does the rest itself. An
 encoder gives `features`, float32 `[batch, D]`, the means of `tokens`, float32 `[batch, N, D]`; a
-classifier gives `logits`, float32 `[batch, K]`. How a clip is cut from a video, and the names of
-the classes, are in the file as JSON, under the name `savimae`.
+classifier gives `logits`, float32 `[batch, K]`, and one of numbers `values`. How a clip is cut from
+a video, and the names of the classes, are in the file as JSON, under the name `savimae`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import Views
 from savimae.system.errors import SavimaeError, UsageError
 from savimae.system.files import atomic_file
-from savimae.training.huggingface import PRIVATE, class_names
-from savimae.training.loaded_weights import Weights, classifier_of, encoder_of
+from savimae.training.huggingface import PRIVATE
+from savimae.training.loaded_weights import Weights, class_names, classifier_of, encoder_of
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS, Scale
 
 ONNX, EXPORT = "onnx", "export"
 PROGRAMS = (ONNX, EXPORT)
@@ -39,6 +40,13 @@ EXAMPLES = 2  # clips that are traced; any number of them may be given later
 MOST_CLIPS = 4096
 MOST_ONNX_BYTES = 2**31 - 2**24  # of the weights in one file: it is a protobuf message
 _LOGITS = "logits: float32 [batch, classes]; average their softmax over the clips of a video"
+_OUTPUTS = {
+    CLASSIFY: _LOGITS,
+    MULTILABEL: "logits: float32 [batch, labels]; average their logistic function over the clips "
+    "of a video",
+    REGRESS: "values: float32 [batch, numbers], in the units of the list; average them over the "
+    "clips of a video",
+}
 _FEATURES = "features: float32 [batch, dim], the means of tokens: float32 [batch, tokens, dim]"
 
 
@@ -58,17 +66,28 @@ class EncoderProgram(nn.Module):
 
 
 class ClassifierProgram(nn.Module):
-    """Clips -> logits."""
+    """Clips -> logits; or numbers in the units of their list.
 
-    outputs = ("logits",)
+    Args:
+        scale: of numbers.
+    """
 
-    def __init__(self, classifier: VideoClassifier):
+    outputs: tuple[str, ...] = ("logits",)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, classifier: VideoClassifier, scale: Scale | None = None):
         super().__init__()
         self.classifier = classifier
+        self.is_scaled = scale is not None
+        if scale is not None:
+            self.register_buffer("mean", torch.tensor(scale.mean))
+            self.register_buffer("std", torch.tensor(scale.std))
 
     def forward(self, clips: Tensor) -> tuple[Tensor]:
         """Uint8 `[B, T, H, W, 3]` -> float32 `[B, K]`."""
-        return (self.classifier(clips),)
+        logits = self.classifier(clips)
+        return (logits * self.std + self.mean if self.is_scaled else logits,)
 
 
 def program_of(source: str, weights: Weights) -> EncoderProgram | ClassifierProgram:
@@ -81,7 +100,9 @@ def program_of(source: str, weights: Weights) -> EncoderProgram | ClassifierProg
     if weights.n_classes is None:
         program = EncoderProgram(encoder_of(weights))
     else:
-        program = ClassifierProgram(classifier_of(source, weights))
+        program = ClassifierProgram(classifier_of(source, weights), weights.scale)
+        if weights.task == REGRESS:
+            program.outputs = ("values",)
     for module in program.modules():
         if isinstance(module, Encoder):
             module.attention = FUSED  # which exporters know as a whole
@@ -96,13 +117,14 @@ def metadata(weights: Weights) -> dict[str, Any]:
     return {
         "input": f"clips: uint8 [batch, {config.num_frames}, {config.input_size}, "
         f"{config.input_size}, 3], RGB, 0 to 255; the program normalises them itself",
-        "output": _LOGITS if weights.n_classes else _FEATURES,
+        "output": _OUTPUTS[weights.task] if weights.n_classes else _FEATURES,
         "num_frames": config.num_frames,
         "sampling_rate": settings.get("sampling_rate", ClipConfig.sampling_rate),
         "clips_of_a_video": dataclasses.asdict(views),
         "resize": f"frames to {frame}, bilinear with antialias, as Pillow does, the aspect not kept"
         if views.crops is None
         else f"the shorter side to {config.input_size}, then squares of {frame}",
+        **({"task": weights.task} if weights.n_classes else {}),
         "classes": class_names(weights.classes, weights.n_classes) if weights.n_classes else [],
         "settings": {name: value for name, value in settings.items() if name not in PRIVATE},
     }

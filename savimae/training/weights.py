@@ -41,6 +41,7 @@ from savimae.training.checkpoint import last_checkpoint, read_file
 from savimae.training.classifier_test import read_result
 from savimae.training.huggingface import read_huggingface, write_huggingface
 from savimae.training.loaded_weights import Weights
+from savimae.training.outputs import CLASSIFY, MULTILABEL, take_outputs
 from savimae.training.programs import ONNX, PROGRAMS, check_onnx, write_program
 
 LAYOUTS = ("savimae", "videomae", "huggingface")
@@ -81,11 +82,12 @@ def read_weights(path: str, **shape: int) -> Weights:
     settings: Any = {}
     classes: Any = ()
     views: Any = None
+    task, scale = CLASSIFY, None
     if os.path.isdir(path):
         path = last_checkpoint(path) or path
     if os.path.isdir(path):
         layout = "huggingface"
-        config, state, classes, ours = read_huggingface(path)
+        config, state, classes, task, ours = read_huggingface(path)
         settings, views = ours.get("settings"), ours.get("views")
     else:
         content = read_file(path)
@@ -98,6 +100,12 @@ def read_weights(path: str, **shape: int) -> Weights:
             fields.pop("decoder_mask_ratio", None)  # stood there up to version 0.1.0's first runs
             if not isinstance(classes, list | tuple):
                 raise SavimaeError(f"{shown(path)}: its config does not fit: classes are no list")
+            try:
+                task, scale = take_outputs(fields)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise SavimaeError(
+                    f"{shown(path)}: its config does not fit: {one_line(error)}"
+                ) from error
             config = our_config(path, fields)
         else:
             layout, state = "videomae", content.get("model", content.get("module"))
@@ -115,10 +123,15 @@ def read_weights(path: str, **shape: int) -> Weights:
             "published checkpoints, which do not"
         )
     check_parameters(path, state, config)
+    if scale is not None and len(scale.mean) != len(state.get("head.weight", ())):
+        raise SavimaeError(
+            f"{shown(path)}: its config does not fit: mean and std are of {len(scale.mean)} "
+            "numbers, the head is not"
+        )
     state = {name: value.float() for name, value in state.items()}
     settings = named_as_now(settings) if isinstance(settings, dict) else {}
     classes = [str(name) for name in classes]
-    return Weights(layout, config, state, settings, classes, _views(path, views))
+    return Weights(layout, config, state, settings, classes, _views(path, views), task, scale)
 
 
 def _views(path: str, fields: Any) -> Views | None:
@@ -194,12 +207,20 @@ def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) ->
             of_encoder = {n: v for n, v in weights.state.items() if n.startswith(ENCODER)}
             weights = dataclasses.replace(weights, state=of_encoder)
         return weights
+    if weights.task != CLASSIFY and to == "videomae":
+        what = "several labels" if weights.task == MULTILABEL else "numbers"
+        raise UsageError(
+            f"{shown(source)}: its outputs are {what}, and a published checkpoint, which has "
+            "classes, has no place to say so; use --to savimae or huggingface"
+        )
     if weights.n_classes is not None and to != "savimae":
         try:
             state = published_head(weights.state, weights.config)
         except ValueError as error:
             raise UsageError(f"{shown(source)}: {error}") from None
-        weights = dataclasses.replace(weights, state=state)
+        if weights.scale is not None:
+            state = weights.scale.fold(state)
+        weights = dataclasses.replace(weights, state=state, scale=None)
     if to == "huggingface":
         if os.path.exists(out):
             raise UsageError(f"{shown(out)} exists; name a new folder")
@@ -214,6 +235,7 @@ def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) ->
             content["config"] |= {
                 "n_classes": weights.n_classes,
                 "classes": list(weights.classes),
+                **weights.outputs.in_config(),
                 "views": None if weights.views is None else dataclasses.asdict(weights.views),
             }
     elif weights.n_classes is not None:

@@ -338,6 +338,7 @@ def test_what_cannot_be_a_study(data, tmp_path, more, message):
     [
         ({"finetune": "--epochs 3 --steps 4"}, "--finetune: give --epochs or --steps, not both"),
         ({"finetune": "--seed 3"}, "--finetune: --seed is what `savimae study` sets itself"),
+        ({"finetune": "--task regress"}, "--finetune: a study compares top-1 of one class a video"),
         ({"finetune": "--epoch 'x"}, "--finetune --epoch 'x: No closing quotation"),
         ({"finetune": "--bogus"}, "--finetune: No such option '--bogus'"),
         ({"of_train": (*OF_TRAIN, "--epochs", "4")}, "say what a cell may cost with --steps"),

@@ -13,6 +13,8 @@ from savimae.judging.report.html import Html, element, join, note, paragraphs, t
 from savimae.judging.report.run import CLASSIFIER, PRETRAINING, Run, clock, count, loss_of_means
 from savimae.system.errors import shown
 from savimae.training.checkpoint import FOLDER, LAST
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
+from savimae.training.scores import MEASURED
 
 
 def sentence(run: Run) -> str:
@@ -27,8 +29,12 @@ def sentence(run: Run) -> str:
         start = "an untrained encoder" if settings.get("untrained") else "the encoder of "
         start += "" if settings.get("untrained") else shown(str(settings.get("checkpoint")))
         tested = run.number_of_videos("test_videos")
+        what = {
+            CLASSIFY: "A classifier of videos", MULTILABEL: "A classifier of labels of videos",
+            REGRESS: "A model that predicts numbers of videos",
+        }[run.task]  # fmt: skip
         return (
-            f"A classifier of videos ({size}), fine-tuned from {start} on "
+            f"{what} ({size}), fine-tuned from {start} on "
             f"{run.number_of_videos()} labelled videos in {how_far}, and tested on {tested} others."
         )
     visible = last.get("visible_tokens")
@@ -86,18 +92,18 @@ def curves(run: Run, chance: float | None) -> Html:
         caption = "Mean over the clips since the line before in the log."
     charts = [line_chart(lines, "step", "loss", caption, level, from_zero=True)]
     if run.kind == CLASSIFIER:
-        accuracies = [line("training clips", "train_top1")]
+        measured = MEASURED[run.task]
+        training, score = measured.training, measured.scores[0]
+        scores = [line("training clips", training.name)]
         if run.tests:
             tested = [each["step"] for each in run.tests]
-            top1 = [each["test_top1"] for each in run.tests]
-            accuracies.append(Line("test videos", tested, top1, 1))
+            values = [each.get(f"test_{score.name}") for each in run.tests]
+            scores.append(Line("test videos", tested, values, 1))
         guessed = None if chance is None else Level("most common class", chance)
-        charts.append(
-            line_chart(
-                accuracies, "step", "top-1", "Clips and videos whose class is named first.",
-                guessed, from_zero=True,
-            )
-        )  # fmt: skip
+        words = "Clips and videos whose class is named first."
+        if run.task != CLASSIFY:
+            words = f"{measured.of_what[0].upper()}{measured.of_what[1:]}."
+        charts.append(line_chart(scores, "step", score.words, words, guessed, from_zero=True))
     charts.append(
         line_chart([line("learning rate", "lr")], "step", "learning rate", "After each step.",
                    from_zero=True)

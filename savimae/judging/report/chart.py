@@ -1,4 +1,4 @@
-"""Line charts as SVG inside a page: they take the page's colors, and need no library."""
+"""Charts as SVG inside a page: they take the page's colors, and need no library."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from savimae.judging.report.html import Html, element, figure, join
 WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 34, 40  # around the plot: room for numbers and titles
 MOST_POINTS = 300  # of a line; of more, neighbours become their mean
+MOST_DOTS = 1000  # of a scatter chart; of more, every so-many-th is drawn
 N_COLORS = 8
 DASHES = ("", "6 4", "2 3", "8 3 2 3")
 N_TICKS = 5
@@ -100,6 +101,37 @@ def line_chart(
     if together > 1:
         caption += f" Each point is the mean of {together} lines of the log."
     return figure(chart, join(_legend([line for line, _ in drawn], level), caption))
+
+
+def scatter_chart(true: Sequence[float], predicted: Sequence[float], name: str) -> Html:
+    """Predicted numbers against true ones, on axes alike; on the dashed line they are the same."""
+    marks = ticks(min(*true, *predicted), max(*true, *predicted), False)
+    low, high = marks[0], marks[-1]
+    side = WIDTH - LEFT - RIGHT  # of the plot, a square
+    bottom = TOP + side
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = ((value - low) / (high - low) for value in (x, y))
+        return LEFT + across * side, bottom - up * side
+
+    parts = [element("title", f"{name}: predicted over true, {len(true)} videos")]
+    parts.append(element("text", f"{name}, predicted", x="2", y="15", class_="title"))
+    for tick in marks:
+        x, y = place(tick, tick)
+        parts.append(_segment(LEFT, y, LEFT + side, y, "grid"))
+        parts.append(_text(LEFT - 6, y + 4, number(tick), "end"))
+        parts.append(_text(x, bottom + 16, number(tick), "middle"))
+    parts.append(_text(LEFT + side / 2, bottom + BOTTOM - 6, "true", "middle"))
+    parts.append(_segment(*place(low, low), *place(high, high), "level"))
+    apart = math.ceil(len(true) / MOST_DOTS)
+    points = list(zip(true, predicted, strict=True))[::apart]
+    dots = " ".join("M{:.1f} {:.1f}h0".format(*place(x, y)) for x, y in points)  # with round ends
+    style = "stroke-width: 5; opacity: 0.6"
+    parts.append(element("path", d=dots, stroke="var(--c1)", stroke_linecap="round", style=style))
+    box = f"0 0 {WIDTH} {bottom + BOTTOM}"
+    chart = element("svg", *parts, class_="chart", viewBox=box, role="img")
+    shown = "Each dot is a test video" if apart == 1 else f"Each dot is one of {apart} test videos"
+    return figure(chart, f"{shown}; on the dashed line predictions are right.")
 
 
 def thinned(points: Sequence[tuple[float, float]], together: int) -> list[tuple[float, float]]:

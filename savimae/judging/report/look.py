@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from savimae.data.lists import Video, VideoList, find_videos, names_digest
+from savimae.data.list_lines import NUMBERS, SEVERAL
+from savimae.data.lists import Video, VideoList, find_videos, labels_of, names_digest
 from savimae.judging.load import ClipOptions, Machine, MaskOptions, load_pretrained
 from savimae.judging.neighbors import spread_queries
 from savimae.judging.pictures import PANEL_PX, draw_reconstruction, outline_patches
@@ -40,6 +41,7 @@ from savimae.samples.clips import Clip, ClipConfig, ClipReader
 from savimae.samples.multi_view import spread_clips
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.progress import Progress
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
 
 MOST_ARRAYS = 200  # videos whose arrays say which share of their patches is salient
 MOST_CLIPS = 24  # videos of which a clip is decoded for that, where there are no arrays
@@ -84,10 +86,18 @@ def _find(run: Run) -> VideoList:
     path = run.find(data)
     if path is None:
         raise SavimaeError(f"{shown(data)} is no longer there")
-    found = find_videos(path, run.find(root) if isinstance(root, str) else None, weigh=False)
+    kind = {MULTILABEL: SEVERAL, REGRESS: NUMBERS}.get(run.settings.get("task", CLASSIFY))
+    found = find_videos(
+        path, run.find(root) if isinstance(root, str) else None, weigh=False, kind=kind
+    )
     if not found.videos:
         raise SavimaeError(f"{shown(path)} holds none")
     return found
+
+
+def _labels(video: Video) -> tuple[int, ...]:
+    """The labels of a video, as far as it has any."""
+    return () if video.labels is None and video.label is None else labels_of(video)
 
 
 class _Share(NamedTuple):
@@ -209,23 +219,23 @@ class _Looking:
     def _classes(self, shares: Sequence[_Share]) -> Html:
         """A row for each class; nothing where the list has no labels."""
         names = self.found.classes
-        labels = [video.label for video in self.found.videos]
-        known = sorted({label for label in labels if label is not None})
+        labels = [_labels(video) for video in self.found.videos]
+        known = sorted({label for of_video in labels for label in of_video})
         if len(known) < 2:
             return Html("")
         title = "change, gray levels" if self.kind == CHANGE else "salient"
         rows = [["class", "videos", *([title, "looked at"] if shares else [])]]
         for label in known:
             name = names[label] if label < len(names) else str(label)
-            row = [name, f"{labels.count(label):,}"]
+            row = [name, f"{sum(label in of_video for of_video in labels):,}"]
             if shares:
-                values = [each.value for each in shares if each.video.label == label]
+                values = [each.value for each in shares if label in _labels(each.video)]
                 mean = float(np.mean(values)) if values else None
                 form = "{:.2f}" if self.kind == CHANGE else "{:.1%}"
                 row += ["-" if mean is None else form.format(mean), str(len(values))]
             rows.append(row)
-        if any(label is None for label in labels):
-            rows.append(["no class", f"{labels.count(None):,}", *(["-", "0"] if shares else [])])
+        if () in labels:
+            rows.append(["no class", f"{labels.count(()):,}", *(["-", "0"] if shares else [])])
         listed = table("Videos by class", rows)
         if len(rows) <= MOST_ROWS:
             return listed
@@ -276,10 +286,12 @@ class _Looking:
         return join(element("div", *figures, class_="frames"), note(what))
 
     def _class_of(self, video: Video) -> str:
-        if video.label is None:
-            return ""
         names = self.found.classes
-        return names[video.label] if video.label < len(names) else str(video.label)
+        if video.values is not None:
+            return ", ".join(f"{value:g}" for value in video.values)
+        return ", ".join(
+            names[label] if label < len(names) else str(label) for label in _labels(video)
+        )
 
     def reconstructions(self, machine: Machine) -> Html:
         """Clips with what the last checkpoint makes of their hidden patches."""

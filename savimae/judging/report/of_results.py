@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from savimae.judging.report.about import curves, sentence
+from savimae.judging.report.chart import scatter_chart
 from savimae.judging.report.html import (
     MOST_ROWS,
     Cell,
@@ -39,6 +40,8 @@ from savimae.judging.report.results import (
 )
 from savimae.judging.report.run import Run, count, name_of
 from savimae.system.errors import SavimaeError, one_line, shown
+from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
+from savimae.training.scores import MEASURED, form, score_words
 
 OURS = "pretrained"  # features of the encoder, in a probe
 MOST_IN_MATRIX = 30  # classes of a confusion matrix; of more the most frequent mistakes are listed
@@ -163,9 +166,17 @@ def _confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], title
     return element("div", matrix(caption, names, confusion), listed, class_="side")
 
 
+def task_of(test: dict[str, Any]) -> Any:
+    """The task that a test is of."""
+    return test.get("task", CLASSIFY)
+
+
 def _test(result: Result) -> Html:
     test = result.content
     who = f" of {shown(str(test['classifier']))}" if "classifier" in test else ""
+    if task_of(test) != CLASSIFY:
+        words = f"Test{who} on {count(test['videos'])} videos: {score_words(test, task_of(test))}."
+        return join(_titled(result, f"{words} {_against_nothing(test)}"), _parts_of(test))
     words = (
         f"Test{who} on {count(test['videos'])} videos: top-1 {test['top1']:.3f}, top-5 "
         f"{test['top5']:.3f}. Naming the most common class always would be right for "
@@ -176,6 +187,43 @@ def _test(result: Result) -> Html:
         _titled(result, words), _of_classes(test),
         element("h3", "Confusion"), _confusion(test["confusion"], test["classes"], title),
     )  # fmt: skip
+
+
+def _against_nothing(test: dict[str, Any]) -> str:
+    """What the scores of labels or numbers are to be compared with, in words."""
+    if task_of(test) == MULTILABEL:
+        shares = [each["videos"] / test["videos"] for each in test["of_label"].values()]
+        guess = float(np.mean([share for share in shares if share]))
+        return f"Ranking videos at random would get a mAP of about {guess:.3f}."
+    return "R² is 0 for the mean of the test videos, 1 for what is right."
+
+
+def _parts_of(test: dict[str, Any]) -> Html:
+    """A table of the labels, the best first, or of the numbers, with what is predicted of them."""
+    if task_of(test) == MULTILABEL:
+        rows = [["label", "videos", "average precision", "by chance", "F1", ""]]
+        of_label = test["of_label"].items()
+        for name, each in sorted(
+            of_label, key=lambda it: -1 if it[1]["ap"] is None else -it[1]["ap"]
+        ):
+            n = each["videos"]
+            ap = "-" if each["ap"] is None else f"{each['ap']:.3f}"
+            f1 = "-" if each["f1"] is None else f"{each['f1']:.3f}"
+            shares = f"{n / test['videos']:.3f}"
+            rows.append([str(name), str(n), ap, shares, f1, bar(each["ap"] or 0.0)])
+        listed = table("Average precision, and F1 of what has a probability of at least 1/2", rows)
+        return listed if len(rows) <= MOST_ROWS else folded(f"{len(rows) - 1} labels", listed)
+    scores = MEASURED[REGRESS].scores
+    rows = [["number", *(score.words for score in scores), "true values"]]
+    charts = []
+    for k, (name, each) in enumerate(test["of_value"].items()):
+        values = [row[k] for row in test["true"]]
+        cells = ["-" if each[s.name] is None else form(each[s.name]) for s in scores]
+        rows.append([str(name), *cells, f"{min(values):.4g} to {max(values):.4g}"])
+        if k < MOST_PICTURES:
+            charts.append(scatter_chart(values, [row[k] for row in test["predicted"]], str(name)))
+    errors = table("Errors in the units of the list", rows)
+    return join(element("div", *charts, class_="side"), errors)
 
 
 def against_chance(test: dict[str, Any]) -> str:
@@ -210,6 +258,13 @@ def _tuned(result: Result) -> Html:
     chance = None
     if test is None:
         parts.append(note("It has not been tested yet."))
+    elif task_of(test.content) != CLASSIFY:
+        content = test.content
+        words = score_words(content, task_of(content))
+        parts.append(paragraphs(
+            f"Test on {count(content['videos'])} videos: {words}. {_against_nothing(content)}"
+        ))  # fmt: skip
+        parts.append(folded("Each of them", _parts_of(content)))
     else:
         content = test.content
         chance = chance_of(content["confusion"])

@@ -42,6 +42,7 @@ from savimae.judging.report.of_results import (
     reconstructed,
     scores_of,
     sections_of,
+    task_of,
 )
 from savimae.judging.report.results import (
     PROBE,
@@ -53,6 +54,7 @@ from savimae.judging.report.results import (
     own_test,
 )
 from savimae.judging.report.run import (
+    CLASSIFIER,
     DAMAGED,
     PRETRAINING,
     Run,
@@ -65,8 +67,11 @@ from savimae.system.errors import shown
 from savimae.system.files import atomic_file
 from savimae.system.progress import duration
 from savimae.training.log import LOG
+from savimae.training.outputs import CLASSIFY
+from savimae.training.scores import MEASURED, form
 
 REPORT = "report.html"
+IN_BRIEF = ("map", "f1_micro", "mae", "r2")  # scores of labels and numbers that come first
 
 
 class Looked(NamedTuple):
@@ -118,7 +123,7 @@ def run_page(run: Run, results: Sequence[Result], looked: Looked | None) -> str:
     keys = key_figures(_keys(run, results, own))
     results = [*([] if own is None else [own]), *results]
     found = sections_of(results)
-    chance = None if own is None else checked(own, lambda it: chance_of(it.content["confusion"]))
+    chance = None if own is None else checked(own, _chance)
     caption = "As config.json holds them; a resumed run must repeat them"
     sections = [
         _reconstructions(results, looked),
@@ -150,8 +155,11 @@ def _keys(run: Run, results: Sequence[Result], own: Result | None) -> list[KeyFi
     keys = [] if own is None else checked(own, _test_keys)
     level = loss_of_means(run.shape) if run.kind == PRETRAINING else None
     remark = "" if level is None else f"{last['loss'] / level:.0%} of “means alone” ({level:.3f})"
-    if last.get("train_top1") is not None:
-        remark = f"of training clips, whose top-1 is {last['train_top1']:.3f}"
+    if run.kind == CLASSIFIER:
+        training = MEASURED[run.task].training
+        if last.get(training.name) is not None:
+            value = form(last[training.name])
+            remark = f"of training clips, whose {training.words} is {value}"
     keys.append(KeyFigure("Loss now", f"{last['loss']:.3f}", remark))
     ours = [each for each in results if not _is_of_another(each, run)]
     best = _best(ours) if run.kind == PRETRAINING else None
@@ -176,8 +184,21 @@ def _is_of_another(result: Result, run: Run) -> bool:
     return result.model not in (None, run.name)
 
 
+def _chance(result: Result) -> float | None:
+    """Top-1 of naming the most common class of a test; None of labels and numbers."""
+    test = result.content
+    return chance_of(test["confusion"]) if task_of(test) == CLASSIFY else None
+
+
 def _test_keys(result: Result) -> list[KeyFigure]:
     test = result.content
+    if task_of(test) != CLASSIFY:
+        scores = [each for each in MEASURED[task_of(test)].scores if each.name in IN_BRIEF]
+        known = [each for each in scores if test[each.name] is not None]
+        remark = f"{count(test['videos'])} videos"
+        return [
+            KeyFigure(f"Test {each.words}", form(test[each.name]), remark) for each in known
+        ]  # fmt: skip
     return [
         KeyFigure("Test top-1", f"{test['top1']:.3f}", against_chance(test)),
         KeyFigure("Test top-5", f"{test['top5']:.3f}", f"{count(test['videos'])} videos"),
@@ -197,7 +218,7 @@ def _best(results: Sequence[Result]) -> KeyFigure | None:
     """The highest top-1 on labelled videos, with what it is to be compared with."""
     found: list[tuple[float, str]] = []
     for each in results:
-        if each.kind == TUNED and each.content.tests:
+        if each.kind == TUNED and each.content.tests and each.content.task == CLASSIFY:
             top1 = each.content.tests[-1]["test_top1"]
             found.append((top1, f"fine-tuned: {name_of(each.path)}"))
         elif each.kind == PROBE:

@@ -15,6 +15,8 @@ from savimae.model.loss import means_alone
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.settings import CONFIG
 from savimae.training.log import LOG, read_lines, read_settings
+from savimae.training.outputs import CLASSIFY, TASKS
+from savimae.training.scores import is_test
 
 PRETRAINING, CLASSIFIER, STUDY = "pretraining", "classifier", "study"  # kinds of what is reported
 DAMAGED = f"its {CONFIG} or {LOG} is not as savimae writes it; mend or remove it"
@@ -55,7 +57,15 @@ class Run:
 
     @functools.cached_property
     def tests(self) -> list[dict[str, Any]]:
-        return [line for line in self.lines if "test_top1" in line]
+        return [line for line in self.lines if is_test(line)]
+
+    @property
+    def task(self) -> str:
+        """Of a classifier. Raises ValueError for one that is not known."""
+        task = self.settings.get("task", CLASSIFY)
+        if task not in TASKS:
+            raise ValueError(f"task is {task!r}")
+        return str(task)
 
     @functools.cached_property
     def starts(self) -> list[dict[str, Any]]:
