@@ -211,6 +211,10 @@ def make_whole(folder: Path, run: Callable[..., int]) -> None:
         ["convert", words[2], str(folder / "published.pt"), "--to", "videomae"],
         ["convert", words[2], str(folder / "hf"), "--to", "huggingface"],
         ["preprocess", words[0], str(folder / "arrays"), *SIZES],
+        *(
+            ["pack", str(folder / "arrays"), str(folder / "pack"), "--shard", f"{number}/2"]
+            for number in range(2)
+        ),
         finetune_words(words[2], words[1], words[3]),
         ["features", words[2], "--data", words[1], "--out", str(folder / "f.npz"), *MACHINE],
         ["features", words[2], "--data", words[1], "--out", str(folder / "f.npy"), *MACHINE],
@@ -429,6 +433,23 @@ def array(box: Box) -> list[str]:
     if words is preprocess:
         box.arrays[path] = (source, len(np.load(io.BytesIO(whole))))
     return list(words)
+
+
+def packed(box: Box) -> list[str]:
+    """A part of a pack, for training and for judging, and in the way of another packing."""
+    root = box.copy(box.whole.folder / "pack", "pack")
+    path = box.rng.choice(sorted(root.glob("*.pack")))
+    whole = path.read_bytes()
+    path.write_bytes(box.bytes_(whole, (whole[-24:], whole[:128])))
+    box.damaged.append(path)
+    videos, arrays = str(box.whole.videos), str(box.whole.folder / "arrays")
+    evaluate = ["evaluate", str(box.whole.micro), "--data", videos, "--saliency-root", str(root),
+                *MACHINE]  # fmt: skip
+    train = ["train", "--data", videos, "--saliency-root", str(root), "--out",
+             str(box.folder / "run"), "--model", "tiny", "--encoder-depth", "1", *SIZES,
+             "--num-frames", "4", *TRAINING, *MACHINE]  # fmt: skip
+    pack = ["pack", arrays, str(root), "--shard", f"{int(path.name[:5])}/2"]
+    return list(box.choose(evaluate, evaluate, train, pack))
 
 
 # ---------------------------------------------------------------------------------------- lists
@@ -908,6 +929,7 @@ KINDS: dict[str, Kind] = {
     "jpeg": images("jpeg"),
     "png": images("png"),
     "array": array,
+    "pack": packed,
     "list": list_file,
     "split-ucf101": ucf101,
     "split-hmdb51": hmdb51,

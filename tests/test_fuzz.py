@@ -35,7 +35,7 @@ def test_300_cases_end_well_or_are_one_line(tmp_path):
     # Damage that nothing notices, or that everything does, would test nothing.
     assert 60 < found["total"]["right"] < 240
     assert 60 < found["total"]["refused"] < 240
-    assert len(found["counts"]) == 27
+    assert len(found["counts"]) == 28
     assert not (tmp_path / "out/findings").exists()
 
 
