@@ -46,7 +46,7 @@ _BAD_NUMBER = re.compile(r"-\d+|\d+\.\d+|\d{10,}", re.ASCII)
 _SEVERAL_NUMBERS = re.compile(r"\d+(\s*,\s*\d+)+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 # A folder, and words with commas between.
-_FOLDER_LINE = re.compile(r"(.+?)\s+(\S+(?:\s*,\s*\S+)*)")
+_FOLDER_LINE = re.compile(r"(.+?)\s+([^\s,]+(?:\s*,\s*[^\s,]+)*)")
 _TWO_NUMBERS = re.compile(r"\d+[\s,]+(\d+)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 # The forms of a line whose path is a folder, the narrowest first; the path is the first group.
@@ -154,7 +154,9 @@ def parse_targets(
     found: list[tuple[int, str, list[str]]] = []  # number, path, words
     if columns is not None:
         form = ",".join(columns)
-        of_path = columns.index(next((each for each in PATH_COLUMNS if each in columns), "path"))
+        of_path = next((columns.index(each) for each in PATH_COLUMNS if each in columns), None)
+        if of_path is None:
+            raise SavimaeError(f"{shown(path)}:{lines[0][0]}: no column `path` in {shown(form)}")
         of_labels = [columns.index(each) for each in LABELS_COLUMNS if each in columns][:1]
         if kind == NUMBERS:
             of_labels = [place for place in range(len(columns)) if place != of_path]
@@ -208,8 +210,8 @@ def _several(path: str, number: int, place: str, words: list[str]) -> Entry:
     for word in words:
         if not word or word == NO_LABEL:
             raise SavimaeError(
-                f"{shown(path)}:{number}: a label is missing in {shown(','.join(words))}; write "
-                "`path 0,3` or `path walk,talk`, and `path -` for a video of no label"
+                f"{shown(path)}:{number}: a label is missing; write `path 0,3` or `path a,b`, "
+                "and `path -` for a video of no label"
             )
         if words.count(word) > 1:
             raise SavimaeError(f"{shown(path)}:{number}: label {shown(word)} is there twice")

@@ -531,16 +531,31 @@ class FinetuningRun:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)
         shape = self.shape
         try:
-            if config.freeze > shape.encoder_depth:
-                raise ValueError(
-                    f"--freeze {config.freeze}: the encoder of {shown(config.checkpoint)} has "
-                    f"{shape.encoder_depth} blocks"
-                )
+            self._check_frozen()
             self.clips = ClipConfig(shape.num_frames, rate, shape.input_size, hflip=config.hflip)
             scale = scale_of(self.train) if config.task == REGRESS else None
             self.outputs = Outputs(labelled.classes, config.task, scale)
         except ValueError as error:
             raise UsageError(str(error)) from None
+
+    def _check_frozen(self) -> None:
+        """Raises ValueError for more frozen blocks than there are, or what none of them leaves."""
+        config, depth = self.config, self.shape.encoder_depth
+        if config.freeze > depth:
+            raise ValueError(
+                f"--freeze {config.freeze}: the encoder of {shown(config.checkpoint)} has {depth} "
+                "blocks"
+            )
+        of_blocks = {
+            "drop-path": config.drop_path not in (FinetuneConfig.drop_path, 0),
+            "layer-decay": config.layer_decay not in (FinetuneConfig.layer_decay, 1),
+            "checkpoint-activations": config.checkpoint_activations,
+        }
+        given = [name for name, is_given in of_blocks.items() if is_given]
+        if config.freeze == depth and given:
+            raise ValueError(
+                f"--{given[0]} is for blocks that learn, and --freeze {depth} leaves none"
+            )
 
     @property
     def shape(self) -> VideoMAEConfig:
@@ -565,16 +580,15 @@ class FinetuningRun:
             "untrained", "smallest_crop", "hflip", "erasing",
         )  # fmt: skip
         mixup, cutmix = config.mixing
+        loss = config.loss or LOSSES[0] if config.task == REGRESS else None
         others = ("layer_decay", "drop_path", "head_dropout", "head_scale", "ema")
         # Left out as they were before there was a choice, so that older runs go on.
         chosen = {
-            "task": (config.task, CLASSIFY), "loss": (config.loss or LOSSES[0], None),
+            "task": (config.task, CLASSIFY), "loss": (loss, None),
             "class_weights": (config.class_weights, "none"),
             "sampling": (config.sampling, "natural"), "freeze": (config.freeze, 0),
             "pool": (config.pool, HeadConfig.pool), "standardize": (config.standardize, False),
         }  # fmt: skip
-        if config.task != REGRESS:
-            del chosen["loss"]
         shape = dataclasses.asdict(self.shape)
         del shape["checkpoint_activations"]
         return {

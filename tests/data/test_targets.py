@@ -59,7 +59,14 @@ def test_numbers_of_a_video(tmp_path, text, names, values):
     ("kind", "text", "message"),
     [
         (SEVERAL, "x.avi 1\ny.avi\n", r":2: y\.avi has no label; write `path -` for a video of no"),
-        (SEVERAL, "x.avi 1,,2\n", r":1: a label is missing in 1,,2; write `path 0,3`"),
+        (SEVERAL, "x.avi 1,,2\n", r":1: a label is missing; write `path 0,3`"),
+        (
+            SEVERAL,
+            "youtube_id,time_start,time_end,label\nx,1,2,a\n",
+            r":1: no column `path` in youtu",
+        ),
+        (SEVERAL, "path,labels\nx.avi,\n", r":2: a label is missing"),
+        (SEVERAL, "gone " + "a," * 40 + "a b,\n", r":1: gone a,a.* has no label"),
         (SEVERAL, "x.avi 1,-\n", r":1: a label is missing"),
         (SEVERAL, "x.avi 3,3\n", r":1: label 3 is there twice"),
         (SEVERAL, "x.avi 3,03\n", r":1: a label is there twice"),

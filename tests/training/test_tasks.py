@@ -219,16 +219,21 @@ def test_frozen_blocks_keep_their_weights_and_runs_go_on_exactly(
     done = savimae(*words(home, "numbers", run, "--task", "regress"))
     assert done.returncode == 2
     assert "freeze is 1 there and None here" in done.stderr
-    deeper = savimae(*words(home, "several", tmp_path / "deep", "--task", "multilabel",
-                            "--freeze", "3"))  # fmt: skip
-    assert deeper.returncode == 2
-    assert "--freeze 3: the encoder of" in deeper.stderr
-    assert "start.pt has 2 blocks" in deeper.stderr
+    for more, message in (
+        (("--freeze", "3"), "start.pt has 2 blocks"),
+        (
+            ("--freeze", "2", "--drop-path", "0.2"),
+            "--drop-path is for blocks that learn, and --fre",
+        ),
+        (("--freeze", "2", "--layer-decay", "0.5"), "--layer-decay is for blocks that learn"),
+    ):
+        done = savimae(*words(home, "several", tmp_path / "deep", "--task", "multilabel", *more))
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert message in done.stderr
 
 
 def test_a_frozen_encoder_has_averaged_weights_and_processes(home, tmp_path):
-    more = ("--freeze", "2", "--ema", "0.9", "--standardize", "--drop-path", "0.5",
-            "--checkpoint-activations")  # fmt: skip
+    more = ("--freeze", "2", "--ema", "0.9", "--standardize")
     given = [str(word) for word in words(home, "uneven", tmp_path / "run", *more)]
     given[given.index("--batch-size") + 1] = "2"
     for process in ranks(2, given):

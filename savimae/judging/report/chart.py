@@ -107,7 +107,7 @@ def scatter_chart(true: Sequence[float], predicted: Sequence[float], name: str) 
     """Predicted numbers against true ones, on axes alike; on the dashed line they are the same."""
     marks = ticks(min(*true, *predicted), max(*true, *predicted), False)
     low, high = marks[0], marks[-1]
-    side = WIDTH - LEFT - RIGHT  # of the plot, a square
+    side = WIDTH - LEFT - 2 * RIGHT  # of the plot, a square; half of a number stands beside it
     bottom = TOP + side
 
     def place(x: float, y: float) -> tuple[float, float]:
