@@ -11,6 +11,7 @@ import click
 
 from savimae.commands.options import (
     ALLOW_OVERLAP,
+    CHANNELS,
     PATH,
     ROOT,
     SALIENCY_KIND,
@@ -269,13 +270,14 @@ def evaluate(
     click.option("--out", type=PATH, required=True, metavar="FILE", help=".npz or .npy"),
     POOL,
     LAYER,
+    CHANNELS,
 )
 @VIEWS
 @WHOLE_CLIPS
 @MACHINE
 def features(
-    checkpoint: str, data: str, out: str, pool: str, layer: int | None, root: str | None,
-    sampling_rate: int | None, **options: Any,
+    checkpoint: str, data: str, out: str, pool: str, layer: int | None, channels: int | None,
+    root: str | None, sampling_rate: int | None, **options: Any,
 ) -> None:  # fmt: skip
     """Write what the encoder makes of whole clips, with paths and labels.
 
@@ -290,7 +292,7 @@ def features(
 
     machine, views = _choose_machine(**options), _views(options)
     videos = find_readable_videos(data, root).videos
-    trained = load_trained(checkpoint, machine.device)
+    trained = load_trained(checkpoint, machine.device, channels)
     try:
         reader = ViewReader(trained.clips(sampling_rate), views)
         source = encoder_features(trained.encoder, pool, machine, layer)
@@ -461,6 +463,7 @@ def test(
         "--attentive", is_flag=True,
         help="Fit attentive probes too: on all tokens, which are kept in DIR.",
     ),
+    CHANNELS,
     ALLOW_OVERLAP,
 )  # fmt: skip
 @VIEWS
@@ -468,8 +471,8 @@ def test(
 @MACHINE
 def probe(
     checkpoint: str, train_list: str, test_list: str, out: str, pool: str, layer: int | None,
-    baselines: bool, labels: tuple[int | None, ...], attentive: bool, allow_overlap: bool,
-    root: str | None, sampling_rate: int | None, seed: int, **options: Any,
+    baselines: bool, labels: tuple[int | None, ...], attentive: bool, channels: int | None,
+    allow_overlap: bool, root: str | None, sampling_rate: int | None, seed: int, **options: Any,
 ) -> None:  # fmt: skip
     """Print what frozen features are worth: kNN, a linear classifier and an attentive probe.
 
@@ -488,6 +491,7 @@ def probe(
         checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool, layer=layer,
         views=_views(options), root=root, sampling_rate=sampling_rate, seed=seed,
         baselines=baselines, attentive=attentive, label_counts=labels, allow_overlap=allow_overlap,
+        channels=channels,
     )  # fmt: skip
     of_model = [score for score in result.scores if score.features == "pretrained"]
     best = max(of_model, key=lambda score: score.top1)

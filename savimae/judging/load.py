@@ -33,7 +33,7 @@ from savimae.system.errors import UsageError, shown
 from savimae.system.progress import Progress
 from savimae.training.distributed import World
 from savimae.training.huggingface import class_names
-from savimae.training.loaded_weights import classifier_of, encoder_of
+from savimae.training.loaded_weights import classifier_of, encoder_of, in_channels
 from savimae.training.machine import autocast, choose_device, choose_precision, default_workers
 from savimae.training.plan import Plan, load_batches
 from savimae.training.weights import load_weights, read_weights
@@ -179,7 +179,7 @@ class Trained:
         """
         shape = self.config
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
-        return ClipConfig(shape.num_frames, rate, shape.input_size)
+        return ClipConfig(shape.num_frames, rate, shape.input_size, channels=shape.channels)
 
     def saliency(self, options: ClipOptions) -> SaliencyConfig:
         """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
@@ -281,13 +281,17 @@ def load_pretrained(path: str, device: torch.device) -> Pretrained:
     return Pretrained(path, model.encoder, weights.settings, model)
 
 
-def load_trained(path: str, device: torch.device) -> Trained:
+def load_trained(path: str, device: torch.device, channels: int | None = None) -> Trained:
     """The encoder of the model at `path`, pretrained or a classifier, of any layout.
 
+    Args:
+        channels: 1: an RGB encoder as a gray one, see `gray_weights`; None: as it is.
+
     Raises:
+        UsageError: 3 channels of a gray encoder.
         SavimaeError: as `read_weights`.
     """
-    weights = read_weights(path)
+    weights = in_channels(path, read_weights(path), channels)
     return Trained(path, encoder_of(weights).to(device).eval(), weights.settings)
 
 

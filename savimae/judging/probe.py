@@ -110,6 +110,7 @@ def probe(
     attentive: bool = False,
     label_counts: Sequence[int | None] = (None,),
     allow_overlap: bool = False,
+    channels: int | None = None,
 ) -> Probe:
     """Probe a model; features are kept in `out` and computed only once.
 
@@ -124,6 +125,7 @@ def probe(
         label_counts: training videos of each class that the classifiers get, None for all; a
             number is drawn several times, the same videos for all features.
         baselines: do the same with an untrained encoder and with raw pixels.
+        channels: see `load_trained`.
         allow_overlap: let test videos be training videos as well; the result says how many are.
 
     Raises:
@@ -135,7 +137,7 @@ def probe(
     check_sklearn()
     refuse_file(out)
     labelled, overlap = labelled_sides(train_list, test_list, root, label_counts, allow_overlap)
-    trained = load_trained(checkpoint, machine.device)
+    trained = load_trained(checkpoint, machine.device, channels)
     try:
         reader = ViewReader(trained.clips(sampling_rate), views or Views())
         sources = _sources(trained, pool, layer, machine, seed, baselines)

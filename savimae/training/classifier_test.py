@@ -74,7 +74,7 @@ class Prediction(NamedTuple):
 def view_probabilities(
     model: nn.Module, views: Tensor, batch_size: int, device: torch.device, precision: str
 ) -> Tensor:
-    """Softmax of views, some at a time: uint8 `[V, T, S, S, 3]` -> float32 `[V, K]`."""
+    """Softmax of views, some at a time: uint8 `[V, T, S, S, C]` -> float32 `[V, K]`."""
     with torch.no_grad(), autocast(device, precision):
         logits = torch.cat([model(part.to(device)) for part in views.split(batch_size)])
     return logits.float().softmax(1)

@@ -1,7 +1,7 @@
 """Fine-tuning a classifier: from options to a run of the loop, and the test after it.
 
-Legend: B clips, T frames, S input size, K classes, L depth of the encoder, W width of what the last
-layer sees, V views of a video.
+Legend: B clips, T frames, S input size, C channels, K classes, L depth of the encoder, W width of
+what the last layer sees, V views of a video.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from savimae.data.lists import (
 from savimae.data.video import naming_video, open_video
 from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import pixel_statistics
 from savimae.samples.augment import (
     draw_mixing,
     drop_path_branches,
@@ -68,6 +69,7 @@ from savimae.training.classifier_test import (
 )
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
+from savimae.training.loaded_weights import in_channels
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES
 from savimae.training.optimizer import FINETUNING_BETAS, parameter_groups
@@ -95,6 +97,7 @@ class FinetuneConfig(RunConfig):
     untrained: bool = False  # take the checkpoint's shape only
     allow_overlap: bool = False  # of training and test videos; the result says so
 
+    channels: int | None = None  # None: as the model was pretrained
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
     smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
     hflip: bool = True
@@ -164,7 +167,7 @@ class Sample(NamedTuple):
     """One clip of an epoch, augmented and mixed."""
 
     video: Video
-    pixels: np.ndarray  # uint8 [T, S, S, 3]
+    pixels: np.ndarray  # uint8 [T, S, S, C]
     target: np.ndarray  # float32 [K], probabilities
     branches: np.ndarray  # float32 [L, 2]
     features: np.ndarray  # float32 [W]
@@ -234,21 +237,22 @@ class Finetuning(PlainTask):
         return Sample(video, pixels, target, branches, features)
 
     def _clip(self, video: Video, key: np.uint64) -> np.ndarray:
-        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, 3]`."""
+        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, C]`."""
         with naming_video(video.path):
             frames, _ = open_video(video.path).read_clip(
-                lambda n_frames: clip_indices(n_frames, self.clips, key)
+                lambda n_frames: clip_indices(n_frames, self.clips, key),
+                channels=self.clips.channels,
             )
         size = self.clips.input_size
-        pixels = np.empty((len(frames), size, size, 3), np.uint8)
-        resizer = FrameResizer(size)
+        pixels = np.empty((len(frames), size, size, self.clips.channels), np.uint8)
+        resizer = FrameResizer(size, self.clips.channels)
         for frame, out in zip(frames, pixels, strict=True):
             height, width, _ = frame.shape
             box = Box(0, 0, width, height)
             if self.config.smallest_crop < 1:
                 box = resized_crop_box(height, width, self.config.smallest_crop, key)
             resizer.resize(frame, box, is_flipped(self.clips, key), out)
-        erase(pixels, self.config.erasing, key)
+        erase(pixels, self.config.erasing, key, *pixel_statistics(self.model.config))
         return pixels
 
     def sample_name(self, sample: Sample) -> str:
@@ -412,13 +416,18 @@ class FinetuningRun:
         self.n_classes = len(labelled.classes)
         self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
-        self.weights = read_weights(config.checkpoint)
+        self.weights = in_channels(
+            config.checkpoint, read_weights(config.checkpoint), config.channels
+        )
         rate = config.sampling_rate
         if rate is None:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)
         shape = self.shape
         try:
-            self.clips = ClipConfig(shape.num_frames, rate, shape.input_size, hflip=config.hflip)
+            self.clips = ClipConfig(
+                shape.num_frames, rate, shape.input_size, hflip=config.hflip,
+                channels=shape.channels,
+            )  # fmt: skip
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -431,7 +440,7 @@ class FinetuningRun:
     @property
     def model_config(self) -> dict[str, Any]:
         return {
-            **dataclasses.asdict(self.shape),
+            **self.shape.recorded(),
             "n_classes": self.n_classes,
             "classes": self.classes,
             "views": dataclasses.asdict(self.config.views),
@@ -444,7 +453,7 @@ class FinetuningRun:
             "untrained", "smallest_crop", "hflip", "erasing", "mixup", "cutmix", "label_smoothing",
             "layer_decay", "drop_path", "head_dropout", "head_scale", "ema",
         )  # fmt: skip
-        shape = dataclasses.asdict(self.shape)
+        shape = self.shape.recorded()
         del shape["checkpoint_activations"]
         return {
             "output": "classifier",

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from savimae.model.channels import gray_config, gray_weights
 from savimae.model.classifier import VideoClassifier
-from savimae.model.config import VideoMAEConfig
+from savimae.model.config import GRAY, VideoMAEConfig
 from savimae.model.layouts import ENCODER, State, head_of
 from savimae.model.videomae import Encoder
 from savimae.samples.multi_view import Views
-from savimae.system.errors import SavimaeError, shown
+from savimae.system.errors import SavimaeError, UsageError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,29 @@ class Weights:
     def n_classes(self) -> int | None:
         """K of a classifier; None of a pretraining model."""
         return len(self.state["head.weight"]) if "head.weight" in self.state else None
+
+
+def in_channels(path: str, weights: Weights, channels: int | None) -> Weights:
+    """The same weights for videos of this many channels: RGB ones as `gray_weights`.
+
+    Args:
+        path: where they come from, for the error.
+        channels: 1 or 3; None: as they are.
+
+    Raises:
+        UsageError: gray weights for RGB.
+    """
+    config = weights.config
+    if channels in (None, config.channels):
+        return weights
+    if channels != GRAY:
+        raise UsageError(
+            f"--channels {channels}: {shown(path)} is of gray videos; leave it out, and the videos "
+            "are made gray"
+        )
+    return dataclasses.replace(
+        weights, config=gray_config(config), state=gray_weights(weights.state, config)
+    )
 
 
 def encoder_of(weights: Weights) -> Encoder:
