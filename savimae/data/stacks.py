@@ -43,7 +43,6 @@ from savimae.system.errors import SavimaeError, one_line, shown
 TIFF_EXTENSIONS = frozenset({".tif", ".tiff"})
 STACK_EXTENSIONS = TIFF_EXTENSIONS | {".npy", ".npz"}
 IN_NPZ = "frames"  # the array of a .npz file that holds others as well
-COUNTED = ("shaped", "imagej", "ome")  # kinds of TIFF whose first page says how many there are
 MAX_PIXELS = 2**27  # of a frame, as of other videos
 MOST_PATCHES = 32  # a side: what saliency arrays have, and hardly a video
 AXES = "as [T, H, W], or [T, H, W, C] with 1 or 3 channels"
@@ -380,10 +379,15 @@ def _opened_pages(path: str) -> Iterator[Pixels]:
         series, page = tiff.series[0], tiff.pages[0]
         shape = _frame_axes(series, len(tiff.series))
         _check_page(page)
-        # Where the first page says how many there are, the others need not be looked for.
-        if series.kind not in COUNTED or shape[0] == 1:
-            _check_chain(tiff)
-        size = os.path.getsize(path)
+        status = os.stat(path)
+        n_pages = _count_pages(path, status.st_size, status.st_mtime_ns)
+        claimed = (tiff.imagej_metadata or {}).get("images", 0)
+        if claimed > shape[0]:  # tifffile goes by the pages where the rest is not there
+            raise VideoError(f"truncated: {shape[0]} frames are there, ImageJ wrote {claimed}")
+        # A file of ImageJ's beyond 4 GB has one page, which says how many frames lie behind it.
+        if n_pages != shape[0] and (n_pages > 1 or series.dataoffset is None):
+            raise VideoError(f"damaged: {n_pages} pages, its first one claims {shape[0]}")
+        size = status.st_size
         if series.dataoffset is not None:
             end = series.dataoffset + series.nbytes
             if end > size:
@@ -391,8 +395,6 @@ def _opened_pages(path: str) -> Iterator[Pixels]:
             dtype = series.dtype.newbyteorder(tiff.byteorder)
             yield _mapped(path, _Header(shape, False, dtype), series.dataoffset)
             return
-        if len(series.pages) != shape[0]:
-            raise VideoError(f"damaged: {len(series.pages)} pages of {shape[0]} are there")
         yield _Pages(series.pages, shape, series.dtype)
 
 
@@ -438,15 +440,22 @@ def _check_page(page: Any) -> None:
         ) from None
 
 
-def _check_chain(tiff: tifffile.TiffFile) -> None:
-    """Raises VideoError where the last page that was found says that another follows.
+@functools.lru_cache(1024)  # they are found one by one: 20 microseconds each
+def _count_pages(path: str, size: int, changed_ns: int) -> int:
+    """Pages of a TIFF file; size and time of change tell it from a later one.
 
     tifffile ends a chain of pages that leads out of the file without an error.
+
+    Raises:
+        VideoError: the last page that was found says that another one follows.
     """
-    layout, file, n_pages = tiff.tiff, tiff.filehandle, len(tiff.pages)
-    offset = tiff.pages[n_pages - 1].offset
-    file.seek(offset)
-    n_tags = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))[0]
-    file.seek(offset + layout.tagnosize + n_tags * layout.tagsize)
-    if struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]:
-        raise VideoError(f"truncated: {n_pages} pages are there, and more are announced")
+    del size, changed_ns
+    with _opened_tiff(path) as tiff:
+        layout, file, n_pages = tiff.tiff, tiff.filehandle, len(tiff.pages)
+        offset = tiff.pages[n_pages - 1].offset
+        file.seek(offset)
+        n_tags = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))[0]
+        file.seek(offset + layout.tagnosize + n_tags * layout.tagsize)
+        if struct.unpack(layout.offsetformat, file.read(layout.offsetsize))[0]:
+            raise VideoError(f"truncated: {n_pages} pages are there, and more are announced")
+        return n_pages

@@ -237,6 +237,29 @@ def test_a_truncated_stack_never_loses_frames_silently(tmp_path, name):
     assert n_refused >= 20
 
 
+def test_one_page_may_hold_all_frames(tmp_path):
+    """As ImageJ writes files beyond 4 GB: one page, the other frames behind its pixels."""
+    path = tmp_path / "x.tif"
+    description = "ImageJ=1.54f\nimages=20\nslices=20\nloop=false\n"
+    tifffile.imwrite(path, GRAY[0], description=description, metadata=None, software=None)
+    with tifffile.TiffFile(path) as tiff:
+        start = tiff.pages[0].dataoffsets[0]
+    path.write_bytes(path.read_bytes()[:start] + GRAY.tobytes())
+    planes = [each.pixels().copy() for each in open_video(str(path)).gray_planes()]
+    np.testing.assert_array_equal(planes, GRAY)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(VideoError, match="truncated: 1 frames are there, ImageJ wrote 20"):
+        list(open_video(str(path)).gray_planes())
+
+
+def test_pages_that_are_not_counted_right(tmp_path):
+    path = tmp_path / "x.ome.tif"
+    tifffile.imwrite(path, GRAY, ome=True, metadata={"axes": "TYX"})
+    path.write_bytes(path.read_bytes().replace(b'SizeT="20"', b'SizeT="19"'))
+    with pytest.raises(VideoError, match="damaged: 20 pages, its first one claims 19"):
+        list(open_video(str(path)).gray_planes())
+
+
 def test_tiff_that_is_no_video(tmp_path):
     both = np.stack([DEEP, DEEP], 1)
     tifffile.imwrite(tmp_path / "tc.tif", both, imagej=True, metadata={"axes": "TCYX"})
