@@ -6,11 +6,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from savimae.commands.options import (
     PATH,
     SALIENCY,
     SEED,
+    Channels,
     array_options,
     saliency_config,
     saliency_options,
@@ -366,14 +368,30 @@ def _random_split(
 @click.option(
     "--animation", type=click.Choice(["mp4", "gif", "none"]), default="mp4", show_default=True
 )
+@click.option(
+    "--statistics", is_flag=True,
+    help="Draw nothing; print mean and deviation of the pixels, as options of `savimae train`.",
+)  # fmt: skip
+@click.option("--channels", type=Channels(), help="Of --statistics: 3, RGB; 1, gray.  [3]")
+@click.pass_context
 def inspect(
-    source: str, out: str | None, input_size: int, patch_size: int, saliency: str,
-    threshold: float | None, frames: int, animation: str,
+    ctx: click.Context, source: str, out: str | None, input_size: int, patch_size: int,
+    saliency: str, threshold: float | None, frames: int, animation: str, statistics: bool,
+    channels: int | None,
 ) -> None:  # fmt: skip
     """Draw frames, their saliency and their salient patches: a PNG, and an animation beside it.
 
-    SOURCE is a video or a frame folder; of a whole data set the first video is drawn.
+    SOURCE is a video, a stack or a frame folder; of a whole data set the first video is drawn.
+    --statistics looks at all of it: at most 256 videos, and 16 frames of each.
     """
+    if statistics:
+        for name in ("out", "patch_size", "saliency", "threshold", "frames", "animation"):
+            if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+                raise UsageError(f"--{name.replace('_', '-')} is for pictures, not --statistics")
+        _print_statistics(source, input_size, channels or 3)
+        return
+    if channels is not None:
+        raise UsageError("--channels goes with --statistics; pictures show a video as it is")
     from savimae.data.lists import find_videos
     from savimae.data.video import VideoError
     from savimae.judging.pictures import inspect_video
@@ -394,3 +412,15 @@ def inspect(
         click.echo(f"the first of {len(found.videos)} videos; name another one to see it")
     for path in written:
         click.echo(f"wrote {shown(path)}")
+
+
+def _print_statistics(source: str, input_size: int, channels: int) -> None:
+    from savimae.data.lists import find_readable_videos
+    from savimae.samples.pixel_statistics import measure_pixels, option_words
+
+    if input_size < 1:
+        raise UsageError(f"--input-size must be at least 1, not {input_size}")
+    videos = find_readable_videos(source).videos
+    found = measure_pixels(videos, input_size, channels)
+    click.echo(f"{found.n_frames} frames of {found.n_videos} of {len(videos)} videos", err=True)
+    click.echo(option_words(found) + (" --channels 1" if channels == 1 else ""))

@@ -11,6 +11,7 @@ import click
 
 from savimae.commands.options import (
     ALLOW_OVERLAP,
+    CHANNELS,
     PATH,
     ROOT,
     SALIENCY_KIND,
@@ -24,7 +25,7 @@ from savimae.system.errors import EXIT_FAILURE, EXIT_STOPPED, UsageError, shown
 if TYPE_CHECKING:
     from savimae.judging.load import Machine
     from savimae.samples.multi_view import Views
-    from savimae.training.loaded_weights import Sizes
+    from savimae.training.loaded_weights import ClipShape
 
 MASKS = option_group(
     "Masks (default: as the model was trained)",
@@ -36,11 +37,12 @@ MASKS = option_group(
 RATE = click.option("--sampling-rate", type=int, help="[as the model was trained, else 4]")
 SEED_OF_CLIPS = click.option("--seed", type=SEED, default=0, show_default=True)
 CLIPS = option_group("Clips", ROOT, RATE, SEED_OF_CLIPS)
-SIZES = (
+CLIP_SHAPE = (
     click.option("--num-frames", type=click.IntRange(1), help="[as the model was trained]"),
     click.option(
         "--input-size", type=click.IntRange(1), help="Side of the frames.  [as it was trained]"
     ),
+    CHANNELS,
 )
 OF_SALIENCY = option_group(
     "Saliency",
@@ -58,8 +60,8 @@ ONE_BY_ONE = (
     click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto"),
     click.option("--threads", type=click.IntRange(1), help="[the cores this process may use]"),
 )
-WHOLE_CLIPS = option_group("Clips", ROOT, RATE, *SIZES)
-ENCODED_CLIPS = option_group("Clips", ROOT, RATE, *SIZES, SEED_OF_CLIPS)
+WHOLE_CLIPS = option_group("Clips", ROOT, RATE, *CLIP_SHAPE)
+ENCODED_CLIPS = option_group("Clips", ROOT, RATE, *CLIP_SHAPE, SEED_OF_CLIPS)
 ANIMATIONS = click.Choice(["mp4", "gif", "none"])
 MACHINE_ONE_BY_ONE = option_group("Machine", *ONE_BY_ONE)
 MACHINE = option_group(
@@ -134,10 +136,10 @@ def _views(options: dict[str, Any]) -> Views:
     return _make(Views, {"clips": options["clips"], "crops": options["crops"] or None})
 
 
-def _sizes(options: dict[str, Any]) -> Sizes:
-    from savimae.training.loaded_weights import Sizes
+def _clip_shape(options: dict[str, Any]) -> ClipShape:
+    from savimae.training.loaded_weights import ClipShape
 
-    return _make(Sizes, options)
+    return _make(ClipShape, options)
 
 
 def _choose_machine(
@@ -225,7 +227,7 @@ def attention(checkpoint: str, source: str, out: str, **options: Any) -> None:
 
     drawn = draw_attention_maps(
         checkpoint, source, out, _choose_machine(**options), _make(ClipOptions, options),
-        _make(AttentionDrawings, options), _sizes(options),
+        _make(AttentionDrawings, options), _clip_shape(options),
     )  # fmt: skip
     for path in drawn.written:
         click.echo(f"wrote {shown(path)}")
@@ -300,7 +302,7 @@ def features(
 
     machine, views = _choose_machine(**options), _views(options)
     videos = find_readable_videos(data, root).videos
-    trained = load_trained(checkpoint, machine.device, _sizes(options))
+    trained = load_trained(checkpoint, machine.device, _clip_shape(options))
     try:
         reader = ViewReader(trained.clips(sampling_rate), views)
         source = encoder_features(trained.encoder, pool, machine, layer)
@@ -368,7 +370,7 @@ def predict(
         refuse_folder(out)
         check_out(out)
     machine = _choose_machine(**options)
-    trained = load_trained_classifier(classifier, machine.device, _sizes(options))
+    trained = load_trained_classifier(classifier, machine.device, _clip_shape(options))
     if top is not None and trained.outputs.task == REGRESS:
         raise UsageError(f"--top is for classes and labels; {shown(classifier)} predicts numbers")
     found = find_videos(source, root, weigh=False)
@@ -437,7 +439,7 @@ def test(
 
     check_matplotlib()
     machine = _choose_machine(**options)
-    trained = load_trained_classifier(classifier, machine.device, _sizes(options))
+    trained = load_trained_classifier(classifier, machine.device, _clip_shape(options))
     try:
         reader = ViewReader(trained.clips(sampling_rate), trained.views(clips, crops))
     except ValueError as error:
@@ -507,7 +509,7 @@ def probe(
         checkpoint, train_list, test_list, out, _choose_machine(**options), pool=pool, layer=layer,
         views=_views(options), root=root, sampling_rate=sampling_rate, seed=seed,
         baselines=baselines, attentive=attentive, label_counts=labels, allow_overlap=allow_overlap,
-        sizes=_sizes(options),
+        clip_shape=_clip_shape(options),
     )  # fmt: skip
     of_model = [score for score in result.scores if score.features == "pretrained"]
     best = max(of_model, key=lambda score: score.top1)
@@ -576,7 +578,7 @@ def neighbors(
     found = find_neighbors(
         checkpoint, data, out, _choose_machine(**options), _make(NeighborOptions, options),
         pool=pool, layer=layer, views=_views(options), root=root,
-        sampling_rate=sampling_rate, sizes=_sizes(options),
+        sampling_rate=sampling_rate, clip_shape=_clip_shape(options),
     )  # fmt: skip
     for note in found.notes:
         click.echo(note, err=True)

@@ -29,7 +29,22 @@ class NonEmptyPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class Channels(click.ParamType):
+    """Channels of pixels, 1 or 3."""
+
+    name = "1|3"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) not in ("1", "3"):
+            self.fail(f"{value!r} is neither 1 (gray) nor 3 (RGB)", param, ctx)
+        return int(value)
+
+
 PATH = NonEmptyPath(path_type=str)
+CHANNELS = click.option(
+    "--channels", type=Channels(),
+    help="1: gray videos, and RGB weights as gray ones.  [as the model was trained]",
+)  # fmt: skip
 SALIENCY_KIND = click.Choice(["frame-mean", "change"])
 SALIENCY = click.option(
     "--saliency", type=SALIENCY_KIND, default="frame-mean",

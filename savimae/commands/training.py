@@ -8,12 +8,14 @@ import click
 
 from savimae.commands.options import (
     ALLOW_OVERLAP,
+    CHANNELS,
     PATH,
     ROOT,
     SALIENCY_KIND,
     SAVING,
     TRAINING_MACHINE,
     BriefCommand,
+    Channels,
     finetune_config,
     instead,
     optimization_options,
@@ -130,7 +132,16 @@ def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> 
     click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
     click.option("--patch-size", type=int, help="Side of a patch, in pixels.  [16]"),
     click.option("--tubelet-size", type=int, help="Frames of a token.  [2]"),
-)
+    click.option(
+        "--channels", type=Channels(),
+        help="Of pixels: 3, RGB; 1, gray.  [those of --init, or 3]",
+    ),
+    click.option(
+        "--pixel-mean", metavar="M,M,M",
+        help="Of pixels in 0 to 1; see `inspect --statistics`.  [ImageNet's]",
+    ),
+    click.option("--pixel-std", metavar="S,S,S", help="Their deviation.  [ImageNet's]"),
+)  # fmt: skip
 @option_group(
     "Masks",
     click.option(
@@ -308,6 +319,7 @@ def train(allocator: str, **options: Any) -> int:
     click.option(
         "--input-size", type=click.IntRange(1), help="Side of the frames.  [as it was pretrained]"
     ),
+    CHANNELS,
     click.option("--sampling-rate", type=int, help="[as the model was pretrained, else 4]"),
     click.option(
         "--smallest-crop", type=float, default=0.08, show_default=True,

@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from savimae.data.stacks import STACK_EXTENSIONS
 from savimae.data.video import VIDEO_EXTENSIONS
 from savimae.system.errors import SavimaeError, shown
 
@@ -39,7 +40,8 @@ PATH_COLUMNS = ("path", "video", "video_path", "file", "filename", "file_name", 
 LABEL_COLUMNS = ("label", "class", "class_name", "classname", "category", "action")
 LABELS_COLUMNS = ("labels", "classes", *LABEL_COLUMNS)
 
-_EXTENSION = "|".join(re.escape(each) for each in sorted(VIDEO_EXTENSIONS))
+EXTENSIONS = VIDEO_EXTENSIONS | STACK_EXTENSIONS
+_EXTENSION = "|".join(re.escape(each) for each in sorted(EXTENSIONS, reverse=True))
 # A path that ends in a video's extension, what separates it from the rest, and the rest.
 _VIDEO_LINE = re.compile(rf"(.+(?:{_EXTENSION}))(\s*[,\t]\s*|\s+)(\S.*)", re.IGNORECASE)
 _BAD_NUMBER = re.compile(r"-\d+|\d+\.\d+|\d{10,}", re.ASCII)
@@ -245,7 +247,7 @@ def _form_of(path: str, number: int, text: str, exists: Callable[[str], bool]) -
             return separator.join(("path", "frames", "label"))
         is_number = _NUMBER.fullmatch(rest) or _BAD_NUMBER.fullmatch(rest)
         return separator.join(("path", "label" if is_number else "class"))
-    if text.lower().endswith(tuple(VIDEO_EXTENSIONS)):
+    if text.lower().endswith(tuple(EXTENSIONS)):
         return NATIVE  # a path without a label
     # A folder of frames: what exists decides.
     for pattern, form in _FOLDER_FORMS:

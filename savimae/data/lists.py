@@ -38,11 +38,14 @@ from savimae.data.list_lines import (
     parse_targets,
     refuse_several,
 )
+from savimae.data.stacks import holds_one_image, is_tiff
 from savimae.data.video import is_image, is_video
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
-from savimae.system.files import atomic_file, parse_json
+from savimae.system.files import atomic_file, parse_json, read_json
 from savimae.system.progress import Progress
+from savimae.system.settings import CONFIG
 
+ARRAYS = "patches"  # what config.json of a folder of saliency arrays calls its output
 FRAME_COST_BYTES = 10_000  # a JPEG frame of 320x240, so that folders weigh like files unasked
 
 
@@ -86,6 +89,7 @@ class VideoList:
     classes: list[str] = dataclasses.field(default_factory=list)  # or names of the numbers
     unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # path, reason
     n_ignored: int = 0  # files that are neither video nor frame
+    n_arrays: int = 0  # of those, saliency arrays
     form: str = NATIVE  # of the lines of a list
 
 
@@ -140,9 +144,15 @@ def _find_videos(
     if os.path.isdir(source):
         found = _search_folder(source, weigh, progress)
         if not found.videos and not found.unreadable:
+            if found.n_arrays:
+                raise UsageError(
+                    f"{shown(source)}: saliency arrays, and no videos; name the videos they were "
+                    "made of"
+                )
             raise UsageError(
                 f"{shown(source)}: no videos and no folders of frames in it; videos end in .avi, "
-                ".mp4, .mkv, .webm, .mov and the like, frames are JPEG or PNG"
+                ".mp4, .mkv, .webm, .mov and the like, stacks in .tif, .npy or .npz, frames are "
+                "JPEG, PNG or TIFF"
             )
     elif _is_list_file(source):
         found = read_list(source, root, weigh, progress, kind)
@@ -151,6 +161,7 @@ def _find_videos(
                 f"{shown(source)}: a list without videos; write one `path label` a line"
             )
     elif os.path.isfile(source):
+        _refuse_array(source)
         folder, name = os.path.split(source)
         video = Video(source, video_stem(name), cost=os.path.getsize(source))
         found = VideoList([video], folder)
@@ -160,6 +171,45 @@ def _find_videos(
         )
         raise UsageError(f"{shown(source)}: {reason}")
     return found
+
+
+def holds_arrays(folder: str) -> bool:
+    """Whether `folder` is one that `savimae preprocess` wrote: its .npy files are no videos."""
+    try:
+        return bool(read_json(os.path.join(folder, CONFIG)).get("output") == ARRAYS)
+    except (OSError, ValueError, AttributeError):  # none, or that of something else
+        return False
+
+
+def arrays_above(path: str, known: dict[str, bool] | None = None) -> str | None:
+    """The folder of saliency arrays that `path` is or lies in; None if it does not.
+
+    Args:
+        known: of other paths, which folders hold arrays; it grows.
+    """
+    known = {} if known is None else known
+    folder = os.path.abspath(path)
+    while True:
+        if folder not in known:
+            known[folder] = holds_arrays(folder)
+        if known[folder]:
+            return folder
+        folder, inside = os.path.split(folder)
+        if not inside:
+            return None
+
+
+def _refuse_array(path: str, known: dict[str, bool] | None = None) -> None:
+    """Raises UsageError for a file that is a saliency array, by the folder it lies in."""
+    if is_array_name(path) and (folder := arrays_above(path, known)):
+        raise UsageError(
+            f"{shown(path)}: not a video: {shown(folder)} holds saliency arrays; name the video, "
+            "and keep stacks of frames elsewhere"
+        )
+
+
+def is_array_name(path: str) -> bool:
+    return path.lower().endswith(".npy")
 
 
 def _is_list_file(source: str) -> bool:
@@ -184,7 +234,7 @@ def video_stem(name: str) -> str:
 
 def _search_folder(root: str, weigh: bool, progress: Progress) -> VideoList:
     found = VideoList([], root)
-    _search(root, "", found, set(), weigh, progress)
+    _search(root, "", found, set(), weigh, progress, arrays_above(root) is not None)
     found.videos.sort(key=lambda video: video.name)
     found.unreadable.sort()
     if all("/" in video.name for video in found.videos):
@@ -204,8 +254,12 @@ def _search(
     ancestors: set[tuple[int, int]],
     weigh: bool,
     progress: Progress,
+    of_arrays: bool,
 ) -> None:
-    """Collect the videos below `folder`, whose own name is `name` relative to the root."""
+    """Collect the videos below `folder`, whose own name is `name` relative to the root.
+
+    With `of_arrays` its .npy files are saliency arrays.
+    """
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".")]
@@ -217,22 +271,31 @@ def _search(
     if identity in ancestors:  # a link back to a folder we came through
         return
     progress.show(None, f"{len(found.videos)} found")
+    if any(entry.name == CONFIG for entry in visible):
+        of_arrays = of_arrays or holds_arrays(folder)
     folders, images = [], []
+    tiffs = sorted(entry.path for entry in visible if is_tiff(entry.name))
+    # A TIFF file holds a frame or many: the first of a folder tells.
+    of_frames = bool(tiffs) and holds_one_image(tiffs[0])
+    n_videos = 0
     for entry in visible:
         child = f"{name}/{entry.name}" if name else entry.name
         try:
             if entry.is_dir():
                 folders.append((entry.path, child))
+            elif is_image(entry.name) or (of_frames and is_tiff(entry.name)):
+                images.append(entry)
+            elif of_arrays and is_array_name(entry.name):
+                found.n_arrays += 1
+                found.n_ignored += 1
             elif is_video(entry.name):
+                n_videos += 1
                 cost = entry.stat().st_size if weigh else 0
                 found.videos.append(Video(entry.path, video_stem(child), cost=cost))
-            elif is_image(entry.name):
-                images.append(entry)
             else:
                 found.n_ignored += 1
         except OSError as error:
             found.unreadable.append((entry.path, one_line(error)))
-    n_videos = sum(is_video(entry.name) for entry in visible)
     if images and not folders and not n_videos:
         frames_name = name or os.path.basename(os.path.abspath(folder))
         found.videos.append(Video(folder, frames_name, cost=len(images) * FRAME_COST_BYTES))
@@ -241,7 +304,7 @@ def _search(
     else:
         found.n_ignored += len(images)
     for path, child in folders:
-        _search(path, child, found, ancestors | {identity}, weigh, progress)
+        _search(path, child, found, ancestors | {identity}, weigh, progress, of_arrays)
 
 
 def distinct_videos(videos: Iterable[Video]) -> list[Video]:
@@ -349,10 +412,12 @@ def read_list(
             "that line, or make the list again"
         )
     videos = []
+    known: dict[str, bool] = {}
     for index, entry in enumerate(entries):
         if progress is not None and index % 1000 == 0:
             progress.show(index / len(entries), f"{index}/{len(entries)}")
         video_path = os.path.normpath(os.path.join(root, entry.path))
+        _refuse_array(video_path, known)
         cost = 0
         if weigh:
             cost = _cost(video_path) if sizes is None else sizes[index]

@@ -1,8 +1,9 @@
 """The one place that decodes: video files through PyAV (FFmpeg), frame folders through Pillow.
 
-Both kinds answer the same questions: the gray planes of all frames in order, for saliency, the RGB
-frames in order, and the RGB frames of a clip. Frame i is the i-th frame that the decoder returns,
-displayed upright: rotation metadata is applied to gray and RGB alike.
+Both kinds, and the stacks of `stacks`, answer the same questions: the gray planes of all frames in
+order, for saliency, the RGB frames in order, and the frames of a clip, RGB or gray. Frame i is the
+i-th frame that the decoder returns, displayed upright: rotation metadata is applied to gray and RGB
+alike.
 
 A frame that cannot be decoded raises; it is never skipped, since that would shift time.
 """
@@ -13,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import fractions
+import functools
 import io
 import itertools
 import mmap
@@ -20,7 +22,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -28,7 +30,25 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
+from savimae.data.decoded import (
+    GRAY,
+    RGB,
+    ChooseFrames,
+    DecodedFrames,
+    GrayPlane,
+    VideoError,
+)
+from savimae.data.depth import (
+    HIGH_BYTE,
+    LEVELS,
+    REMEDY,
+    pixel_range,
+    sampled_frames,
+    scaling_table,
+    to_8_bits,
+)
 from savimae.data.frame_times import read_frame_times
+from savimae.data.stacks import Stack, is_stack, is_tiff
 from savimae.kernels.luma import luma
 from savimae.system.errors import SavimaeError, one_line, shown
 from savimae.system.files import atomic_file
@@ -51,10 +71,6 @@ SCALER_THREADS = 1
 REORDERED_FRAMES = 16  # the most by which a codec's decoding and display orders differ (H.264)
 
 
-class VideoError(SavimaeError):
-    """A video or frame folder that cannot be decoded as a whole."""
-
-
 @contextlib.contextmanager
 def naming_video(path: str, remedy: str = "mend it, or take it off the list") -> Iterator[None]:
     """A VideoError inside becomes a SavimaeError that names the video and what to do."""
@@ -64,42 +80,22 @@ def naming_video(path: str, remedy: str = "mend it, or take it off the list") ->
         raise SavimaeError(f"{shown(path)}: {error}; {remedy}") from error
 
 
-class GrayPlane(NamedTuple):
-    """One frame's luma: uint8 C-contiguous, read-only, of which [:height, :width] is the frame.
+def open_video(path: str, fills_range: bool = False) -> AnyVideo:
+    """The video file, stack or frame folder at `path`. Nothing is decoded yet, but a folder is
+    listed.
 
-    The memory belongs to the decoder and is valid until the next frame.
-    """
-
-    plane: np.ndarray
-    height: int
-    width: int
-
-    def pixels(self) -> np.ndarray:
-        """The frame itself, uint8 `[height, width]`."""
-        return self.plane[: self.height, : self.width]
-
-
-class DecodedFrames(NamedTuple):
-    """Some frames of a video."""
-
-    frames: list[np.ndarray]  # uint8 [height, width, 3] each, as decoded; repeated ones are shared
-    indices: np.ndarray  # int64 [n], where they are in the video
-
-
-ChooseFrames = Callable[[int], np.ndarray]  # T -> ascending frame indices, int64
-
-
-def open_video(path: str) -> VideoFile | FrameFolder:
-    """The video file or frame folder at `path`. Nothing is decoded yet, but a folder is listed.
+    Args:
+        fills_range: 16-bit gray frames of a folder count by their high byte, as saliency maps do;
+            else they are scaled by their range, see `depth`.
 
     Raises:
         VideoError: no such file, or a folder that holds no well-formed sequence of frames.
     """
     if os.path.isdir(path):
-        return FrameFolder(path)
+        return FrameFolder(path, fills_range)
     if not os.path.exists(path):
         raise VideoError("no such file or folder")
-    return VideoFile(path)
+    return Stack(path) if is_stack(path) else VideoFile(path)
 
 
 # ------------------------------------------------------------------------------- frame folders
@@ -109,8 +105,15 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not name.startswith(".")
 
 
+def is_frame(name: str) -> bool:
+    """Whether a file of this name may be a frame of a folder; a TIFF file may be a stack, too."""
+    return is_image(name) or is_tiff(name)
+
+
 def is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS and not name.startswith(".")
+    """Whether a file of this name is a video, or a stack."""
+    is_file = os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS and not name.startswith(".")
+    return is_file or is_stack(name)
 
 
 def ordered_frames(names: list[str]) -> list[str]:
@@ -131,7 +134,7 @@ def ordered_frames(names: list[str]) -> list[str]:
             )
         sequences.setdefault(match[1], []).append((int(match[2]), name))
     if not sequences:
-        raise VideoError("a folder without frames (JPEG or PNG)")
+        raise VideoError("a folder without frames (JPEG, PNG or TIFF)")
     if len(sequences) > 1 and RGB_FRAMES_PREFIX not in sequences:
         found = ", ".join(f"{shown(prefix)}*" for prefix in sorted(sequences)[:3])
         raise VideoError(
@@ -154,13 +157,18 @@ def ordered_frames(names: list[str]) -> list[str]:
 
 
 class FrameFolder:
-    """A folder of JPEG or PNG frames, one video."""
+    """A folder of JPEG, PNG or TIFF frames, one video.
+
+    Args:
+        fills_range: as of `open_video`.
+    """
 
     frames_per_s: float | None = None  # a folder does not say
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, fills_range: bool = False):
         self.path = path
-        self.names = ordered_frames([name for name in os.listdir(path) if is_image(name)])
+        self.names = ordered_frames([name for name in os.listdir(path) if is_frame(name)])
+        self._table = HIGH_BYTE if fills_range else None  # of 16 bits; None: not known yet
 
     @property
     def expected_frames(self) -> int:
@@ -173,33 +181,72 @@ class FrameFolder:
     def gray_planes(self) -> Iterator[GrayPlane]:
         """Every frame's luma in order: RGB -> L by ITU-R 601, or the image itself if it is gray."""
         for name in self.names:
-            with _opened_image(os.path.join(self.path, name)) as image:
+            with self._opened(name) as image:
                 plane = _gray_of_image(image)
             yield GrayPlane(plane, *plane.shape)
 
     def rgb_frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 `[height, width, 3]`."""
-        yield from map(self._rgb_frame, self.names)
+        for name in self.names:
+            yield self._frame(name, RGB)
 
-    def frames_at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """The frames at these ascending indices, uint8 `[height, width, 3]`."""
+    def frames_at(self, indices: np.ndarray, channels: int = RGB) -> Iterator[np.ndarray]:
+        """The frames at these ascending indices, uint8 `[height, width, channels]`."""
         for index in indices:
-            yield self._rgb_frame(self.names[index])
+            yield self._frame(self.names[index], channels)
 
     def count_frames(self) -> int:
         """T."""
         return len(self.names)
 
-    def read_clip(self, choose: ChooseFrames, n_frames: int | None = None) -> DecodedFrames:
+    def read_clip(
+        self, choose: ChooseFrames, n_frames: int | None = None, channels: int = RGB
+    ) -> DecodedFrames:
         """The frames that `choose` wants; see `VideoFile.read_clip`. `n_frames` is not needed."""
         del n_frames
         indices = choose(len(self.names))
-        distinct = {index: self._rgb_frame(self.names[index]) for index in np.unique(indices)}
+        distinct = {index: self._frame(self.names[index], channels) for index in np.unique(indices)}
         return DecodedFrames([distinct[index] for index in indices], indices)
 
-    def _rgb_frame(self, name: str) -> np.ndarray:
+    def _frame(self, name: str, channels: int) -> np.ndarray:
+        with self._opened(name) as image:
+            if channels == GRAY:
+                return _gray_of_image(image)[..., None]
+            return np.asarray(image.convert("RGB"))
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[Image.Image]:
+        """A frame as an image of mode "RGB" or "L"."""
         with _opened_image(os.path.join(self.path, name)) as image:
-            return np.asarray(_to_rgb(image).convert("RGB"))
+            if image.mode.startswith("I"):
+                yield Image.fromarray(to_8_bits(_deep_pixels(image, name), self._scaling()))
+            else:
+                yield _to_rgb(image, name)
+
+    def _scaling(self) -> np.ndarray:
+        """What 16-bit gray becomes, from frames spread over the folder."""
+        if self._table is None:
+            names = tuple(self.names[index] for index in sampled_frames(len(self.names)))
+            changed_ns = os.stat(self.path).st_mtime_ns
+            self._table = scaling_table(*_range_of_images(self.path, names, changed_ns))
+        return self._table
+
+
+@functools.lru_cache(1024)
+def _range_of_images(folder: str, names: tuple[str, ...], changed_ns: int) -> tuple[int, int]:
+    """The range of a folder of 16-bit gray frames; its time of change tells it from a later one."""
+    del changed_ns
+
+    def frames() -> Iterator[np.ndarray]:
+        for name in names:
+            with _opened_image(os.path.join(folder, name)) as image:
+                if not image.mode.startswith("I"):
+                    raise VideoError(
+                        f"frame {shown(name)}: 8 bits deep, others are of 16; write all alike"
+                    )
+                yield _deep_pixels(image, name)
+
+    return pixel_range(frames())
 
 
 @contextlib.contextmanager
@@ -207,28 +254,46 @@ def _opened_image(path: str) -> Iterator[Image.Image]:
     """A decoded image; whatever Pillow raises becomes a VideoError that names the frame."""
     try:
         # Of other formats in disguise some start programs, and all are decoders more to attack.
-        with Image.open(path, formats=FORMATS) as image:
+        formats = ("TIFF",) if is_tiff(os.path.basename(path)) else FORMATS
+        with Image.open(path, formats=formats) as image:
+            if getattr(image, "n_frames", 1) > 1 and formats != FORMATS:
+                raise VideoError(
+                    "holds several images, frames of a folder hold one; put it into a folder "
+                    "without frames to read it as a video"
+                )
             image.load()
             yield image
-    except PermissionError:
+    except (PermissionError, SavimaeError) as error:
+        if isinstance(error, VideoError) and not str(error).startswith("frame "):
+            raise VideoError(f"frame {shown(os.path.basename(path))}: {error}") from error
         raise
     except Exception as error:  # Pillow's decoders raise many types on bad bytes
         reason = _pillow_reason(error)
         raise VideoError(f"frame {shown(os.path.basename(path))}: {reason}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to "RGB" or, if it is gray, "L"; transparency is dropped, 16 bits become 8."""
+def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """uint16 `[h, w]` of an image of one of Pillow's modes for integers, "I" and "I;16…"."""
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() >= LEVELS:
+        raise VideoError(f"frame {shown(name)}: has pixels of 32 bits; {REMEDY}")
+    return pixels.astype(np.uint16)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any mode of 8 bits to "RGB" or, if it is gray, "L"; transparency is dropped."""
     if image.mode in ("RGB", "L"):
         return image
-    if image.mode.startswith("I"):  # 16-bit gray: the high byte, as Pillow does for 16-bit RGB
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise VideoError(f"frame {shown(name)}: has pixels of floating point; {REMEDY}")
     return image.convert("RGB")
 
 
 def _gray_of_image(image: Image.Image) -> np.ndarray:
-    """Read-only uint8 `[h, w]`. JPEGs go through RGB: their own luma plane differs from "L"."""
-    image = _to_rgb(image)
+    """Read-only uint8 `[h, w]` of an image of mode "RGB" or "L".
+
+    JPEGs go through RGB: their own luma plane differs from "L".
+    """
     if image.mode == "L":
         return np.asarray(image)
     return luma(_pixels(image))
@@ -315,34 +380,27 @@ class VideoFile:
         Limited-range luma is not expanded. Planes deeper than 8 bits are rounded to 8. Formats
         without a luma plane (RGB, palettes) are converted to RGB and then to gray as images are.
         """
-        to_gray = _GrayReader()
-        for frame in self._frames():
-            gray = to_gray(frame)
-            turns = _quarter_turns(frame)
-            if turns:
-                upright = np.ascontiguousarray(np.rot90(gray.pixels(), turns))
-                upright.flags.writeable = False
-                gray = GrayPlane(upright, *upright.shape)
-            yield gray
+        yield from map(_GrayReader(), self._frames())
 
     def rgb_frames(self) -> Iterator[np.ndarray]:
         """Every frame in order, uint8 `[height, width, 3]`."""
         yield from map(_RgbReader(), self._frames())
 
-    def frames_at(self, indices: np.ndarray) -> Iterator[np.ndarray]:
-        """The frames at these ascending indices, uint8 `[height, width, 3]`, decoded in one pass.
+    def frames_at(self, indices: np.ndarray, channels: int = RGB) -> Iterator[np.ndarray]:
+        """The frames at these ascending indices, uint8 `[height, width, channels]`, decoded in one
+        pass.
 
         Raises:
             VideoError: a frame up to the last of them cannot be decoded, or there are fewer.
         """
-        to_rgb = _RgbReader()
+        to_pixels = _pixel_reader(channels)
         wanted = iter(indices.tolist())
         following = next(wanted, None)
         for index, frame in enumerate(self._frames()):
             if following is None:
                 return
             if index == following:
-                yield to_rgb(frame)
+                yield to_pixels(frame)
                 following = next(wanted, None)
         if following is not None:
             raise VideoError(f"ends before frame {following}, which its container promises")
@@ -357,7 +415,9 @@ class VideoFile:
             times = read_frame_times(container, stream)
         return sum(1 for _ in self._frames()) if times is None else len(times)
 
-    def read_clip(self, choose: ChooseFrames, n_frames: int | None = None) -> DecodedFrames:
+    def read_clip(
+        self, choose: ChooseFrames, n_frames: int | None = None, channels: int = RGB
+    ) -> DecodedFrames:
         """The frames that `choose(T)` wants of a video of T frames.
 
         Where the container says when each frame is shown, T is known without decoding, and the
@@ -367,6 +427,7 @@ class VideoFile:
             choose: gets T, returns ascending frame indices below T, which may repeat.
             n_frames: T if it is known, say from the video's array; what the container says must
                 agree, or the frames are counted by decoding.
+            channels: 3, RGB; or 1, what `gray_planes` gives.
 
         Raises:
             VideoError: a frame up to the end of the clip cannot be decoded.
@@ -375,32 +436,32 @@ class VideoFile:
             times = read_frame_times(container, stream)
             if times is not None and n_frames in (None, len(times)):
                 indices = choose(len(times))
-                sought = self._seek(container, stream, times, np.unique(indices))
+                sought = self._seek(container, stream, times, np.unique(indices), channels)
                 if sought is not None:
                     return DecodedFrames([sought[index] for index in indices], indices)
         if n_frames is not None:  # one pass, which also counts
             indices = choose(n_frames)
-            found, n_found = self._pick(self._frames(), indices)
+            found, n_found = self._pick(self._frames(), indices, channels)
             if n_found == n_frames:
                 return DecodedFrames([found[index] for index in indices.tolist()], indices)
         indices = choose(sum(1 for _ in self._frames()))
         until_last = itertools.islice(self._frames(), int(indices[-1]) + 1)
-        found, _ = self._pick(until_last, indices)
+        found, _ = self._pick(until_last, indices, channels)
         return DecodedFrames([found[index] for index in indices.tolist()], indices)
 
     @staticmethod
     def _pick(
-        frames: Iterator[av.VideoFrame], indices: np.ndarray
+        frames: Iterator[av.VideoFrame], indices: np.ndarray, channels: int
     ) -> tuple[dict[int, np.ndarray], int]:
         """Those of `frames` (from the first one) that are wanted, and how many there are."""
-        to_rgb = _RgbReader()
+        to_pixels = _pixel_reader(channels)
         wanted = set(indices.tolist())
         found: dict[int, np.ndarray] = {}
         n_frames = 0
         for index, frame in enumerate(frames):
             n_frames += 1
             if index in wanted:
-                found[index] = to_rgb(frame)
+                found[index] = to_pixels(frame)
         return found, n_frames
 
     def _seek(
@@ -409,13 +470,14 @@ class VideoFile:
         stream: VideoStream,
         times: np.ndarray,
         wanted: np.ndarray,
+        channels: int,
     ) -> dict[int, np.ndarray] | None:
         """The wanted frames (int64, ascending) by index; None if they cannot be told for certain.
 
         Frames are told by their times. What a decoder shows before its first key frame may lack
         what it was predicted from, so it is decoded from a key frame that is shown before.
         """
-        to_rgb = _RgbReader()
+        to_pixels = _pixel_reader(channels)
         index_of = dict(zip(times[wanted].tolist(), wanted.tolist(), strict=True))
         found: dict[int, np.ndarray] = {}
         try:
@@ -429,7 +491,7 @@ class VideoFile:
                     continue
                 if not after_key_frame or frame.is_corrupt:
                     return None
-                found[index] = to_rgb(frame)
+                found[index] = to_pixels(frame)
                 if len(found) == len(wanted):
                     return found
         except (av.FFmpegError, EOFError):
@@ -601,8 +663,16 @@ class _RgbReader:
         return np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
 
 
+def _pixel_reader(channels: int) -> Callable[[av.VideoFrame], np.ndarray]:
+    """Frame -> uint8 `[height, width, channels]`, upright, in memory of its own."""
+    if channels == RGB:
+        return _RgbReader()
+    to_gray = _GrayReader()
+    return lambda frame: to_gray(frame).pixels().copy()[..., None]
+
+
 class _GrayReader:
-    """Frame -> GrayPlane; keeps what depends on the pixel format only."""
+    """Frame -> GrayPlane, upright; keeps what depends on the pixel format only."""
 
     def __init__(self) -> None:
         self.reformatter = VideoReformatter()
@@ -612,7 +682,7 @@ class _GrayReader:
         self.fallback = ""
 
     def __call__(self, frame: av.VideoFrame) -> GrayPlane:
-        pixel_format = frame.format
+        pixel_format, turns = frame.format, _quarter_turns(frame)
         if pixel_format.name != self.format_name:
             self._inspect(pixel_format)
         if not self.is_luma_plane:
@@ -624,9 +694,13 @@ class _GrayReader:
             dtype = np.uint16 if self.excess_bits else np.uint8
             gray = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)
             if self.excess_bits:
-                gray = _to_8_bits(gray, self.excess_bits)
+                gray = _rounded(gray, self.excess_bits)
+        result = GrayPlane(gray, frame.height, frame.width)
+        if turns:
+            gray = np.ascontiguousarray(np.rot90(result.pixels(), turns))
+            result = GrayPlane(gray, *gray.shape)
         gray.flags.writeable = False
-        return GrayPlane(gray, frame.height, frame.width)
+        return result
 
     def _inspect(self, pixel_format: av.VideoFormat) -> None:
         """Decide once per pixel format where its luma is."""
@@ -649,7 +723,10 @@ class _GrayReader:
         self.format_name = pixel_format.name
 
 
-def _to_8_bits(plane: np.ndarray, excess_bits: int) -> np.ndarray:
+def _rounded(plane: np.ndarray, excess_bits: int) -> np.ndarray:
     """Round a deeper plane to 8 bits: (v + half) >> excess, at most 255; uint16 -> uint8."""
     wide = plane.astype(np.uint32) + (1 << (excess_bits - 1))
     return np.minimum(wide >> excess_bits, 255).astype(np.uint8)
+
+
+AnyVideo = VideoFile | FrameFolder | Stack

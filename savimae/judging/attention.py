@@ -29,7 +29,7 @@ from savimae.samples.multi_view import spread_clips
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import atomic_file, refuse_file, write_json
 from savimae.system.progress import Progress
-from savimae.training.loaded_weights import AS_TRAINED, Sizes
+from savimae.training.loaded_weights import AS_TRAINED, ClipShape
 
 KEY = np.uint64(0)  # breaks ties between tokens that change equally; nothing else is drawn
 
@@ -66,7 +66,7 @@ def draw_attention_maps(
     machine: Machine,
     clips: ClipOptions,
     drawings: AttentionDrawings,
-    sizes: Sizes = AS_TRAINED,
+    clip_shape: ClipShape = AS_TRAINED,
 ) -> DrawnAttention:
     """Draw the middle clip of each of the first videos: `OUT/Class/video.png` and an animation.
 
@@ -76,7 +76,7 @@ def draw_attention_maps(
     Args:
         checkpoint: of any layout.
         source: a list, a folder or a video.
-        sizes: of the clips, other than the model was trained with.
+        clip_shape: of clips of another shape than the model was trained with.
 
     Raises:
         UsageError: options that do not fit the model, or `out` is a file.
@@ -85,7 +85,7 @@ def draw_attention_maps(
     refuse_file(out)
     videos = distinct_videos(find_readable_videos(source, clips.root).videos)[: drawings.n_videos]
     cut = find_arrays(clips.saliency_root, videos)
-    trained = load_trained(checkpoint, machine.device, sizes)
+    trained = load_trained(checkpoint, machine.device, clip_shape)
     depth = trained.config.encoder_depth
     if drawings.layer is not None and not 1 <= drawings.layer <= depth:
         raise UsageError(

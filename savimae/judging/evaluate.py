@@ -22,6 +22,7 @@ from savimae.judging.load import (
     find_arrays,
     load_pretrained,
 )
+from savimae.model.config import VideoMAEConfig
 from savimae.samples.masking import MaskSpec
 from savimae.system.errors import shown
 from savimae.system.tables import table
@@ -88,7 +89,7 @@ def _evaluate(
         sums += [
             float(losses[is_salient].sum()),
             float(losses[~is_salient].sum()),
-            float(_centered(output.target, model.config.norm_target).square().mean(1).sum()),
+            float(_centered(output.target, model.config).square().mean(1).sum()),
             float((~mask).sum()),
         ]
         n_salient = int(is_salient.sum())
@@ -121,11 +122,11 @@ def evaluation_table(results: Sequence[Evaluation]) -> str:
     return table(rows, n_left=2)
 
 
-def _centered(target: torch.Tensor, is_normalized: bool) -> torch.Tensor:
+def _centered(target: torch.Tensor, config: VideoMAEConfig) -> torch.Tensor:
     """Targets float `[M, values]` less each token's mean for each channel."""
-    if is_normalized:
+    if config.norm_target:
         return target.double()
-    pixels = target.double().unflatten(1, (-1, 3))
+    pixels = target.double().unflatten(1, (-1, config.channels))
     return (pixels - pixels.mean(1, keepdim=True)).flatten(1)
 
 

@@ -1,6 +1,7 @@
 """Features of videos: what an encoder makes of whole, unmasked clips, averaged over views.
 
-Legend: B clips, T frames, S input size, D width of the encoder, N tokens, t_n time steps.
+Legend: B clips, T frames, S input size, C channels, D width of the encoder, N tokens, t_n time
+steps.
 
 What is computed is kept in chunks beside the output until it is whole, so that a run that was
 killed goes on.
@@ -23,8 +24,14 @@ from torch import Tensor
 from savimae.data.lists import Video, names_digest
 from savimae.data.video import naming_video
 from savimae.judging.load import Machine
-from savimae.model.config import CHANNELS, VideoMAEConfig
-from savimae.model.videomae import Encoder, patchify, sinusoid_positions, time_means
+from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import (
+    Encoder,
+    patchify,
+    pixel_statistics,
+    sinusoid_positions,
+    time_means,
+)
 from savimae.saliency.arrays import parse_array, read_archive
 from savimae.samples.multi_view import ViewReader
 from savimae.system.errors import SavimaeError, UsageError, shown
@@ -45,7 +52,7 @@ CHUNK_BATCHES = 16  # batches that a kill may cost
 NOT_FEATURES = "not features that savimae wrote; delete it, or name another file"
 PIXEL_GRID = 8  # raw pixels are averaged to so many places a side
 
-Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, S, S, 3] -> float [B, …]
+Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, S, S, C] -> float [B, …]
 
 
 class Features(NamedTuple):
@@ -121,15 +128,15 @@ def pooled_features(of_tokens: Features, pool: str, time_steps: int) -> Features
 def pixel_tokens(config: VideoMAEConfig) -> Source:
     """Raw pixels of tokens, averaged over the tubelet and to at most 8 x 8 places, and positions.
 
-    `[B, N, places * 3 * 2]`: an encoder's tokens know where they are, so these are told as well.
+    `[B, N, places * C * 2]`: an encoder's tokens know where they are, so these are told as well.
     """
     side = min(config.patch_size, PIXEL_GRID)
-    dim = side * side * CHANNELS
+    dim = side * side * config.channels
     positions = sinusoid_positions(config.n_tokens, dim)
 
     def extract(clips: Tensor) -> Tensor:
-        # [B * N, t*P*P*3] -> [B * N, t, P, P, 3] -> [B * N, 3, P, P]
-        sizes = (config.tubelet_size, config.patch_size, config.patch_size, CHANNELS)
+        # [B * N, t*P*P*C] -> [B * N, t, P, P, C] -> [B * N, C, P, P]
+        sizes = (config.tubelet_size, config.patch_size, config.patch_size, config.channels)
         patches = patchify(clips, config).float().unflatten(1, sizes).mean(1).permute(0, 3, 1, 2)
         cells = torch.nn.functional.adaptive_avg_pool2d(patches / 255, side)
         pixels = cells.reshape(len(clips), config.n_tokens, dim)
@@ -139,21 +146,26 @@ def pixel_tokens(config: VideoMAEConfig) -> Source:
 
 
 def pixel_features(tubelet_size: int) -> Source:
-    """Raw pixels, for comparison: averages over tubelets and places, `[B, t_n * 8 * 8 * 3]`."""
+    """Raw pixels, for comparison: averages over tubelets and places, `[B, t_n * 8 * 8 * C]`."""
 
     def extract(clips: Tensor) -> Tensor:
-        # [B, T, S, S, 3] -> [B, T/t, t, S, S, 3] -> [B, t_n, S, S, 3] -> [B * t_n, 3, S, S]
+        # [B, T, S, S, C] -> [B, T/t, t, S, S, C] -> [B, t_n, S, S, C] -> [B * t_n, C, S, S]
         frames = clips.float().unflatten(1, (-1, tubelet_size)).mean(2) / 255
         planes = frames.flatten(0, 1).permute(0, 3, 1, 2)
         cells = torch.nn.functional.adaptive_avg_pool2d(planes, PIXEL_GRID)
-        return cells.reshape(len(clips), -1, CHANNELS, PIXEL_GRID**2).flatten(1)
+        return cells.reshape(len(clips), -1, clips.shape[-1], PIXEL_GRID**2).flatten(1)
 
     return Source(extract, {"weights": "raw pixels", "tubelet_size": tubelet_size})
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of all bits of a model's weights: it tells them from others."""
+    """A hash of all bits of a model's weights, and of what its pixels are normalised with where
+    that is its own: it tells them from others.
+    """
     digest = hashlib.sha256()
+    for module in model.modules():
+        if isinstance(module, Encoder) and module.config.pixel_mean is not None:
+            digest.update(repr(pixel_statistics(module.config)).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
@@ -184,7 +196,7 @@ def make_features(
     refuse_folder(path)
     settings = {
         **source.settings,
-        **dataclasses.asdict(reader.config),
+        **reader.config.recorded(),
         **dataclasses.asdict(reader.views),
         "precision": machine.precision,
         "videos": names_digest(videos),
@@ -235,7 +247,7 @@ def _batches(
             return index, reader.read(videos[index])
 
     for samples in machine.batches(len(videos), load, title, done=done):
-        pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, 3]
+        pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, C]
         with torch.no_grad():
             clips = torch.from_numpy(pixels).to(machine.device).flatten(0, 1)
             values = source.extract(clips).float().unflatten(0, pixels.shape[:2])

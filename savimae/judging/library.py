@@ -29,7 +29,7 @@ from savimae.model.videomae import Encoder
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import UsageError, shown
-from savimae.training.loaded_weights import Sizes
+from savimae.training.loaded_weights import ClipShape
 from savimae.training.predictions import AnyPrediction
 
 AnyPath = str | os.PathLike[str]
@@ -41,7 +41,7 @@ class VideoEncoder:
 
     Attributes:
         model: the encoder itself, a torch module in evaluation mode: `model.whole(clips)` takes
-            uint8 `[B, T, S, S, 3]` and returns float32 `[B, N, D]`.
+            uint8 `[B, T, S, S, C]` and returns float32 `[B, N, D]`.
         clips: how clips are cut from a video.
     """
 
@@ -98,7 +98,7 @@ class TrainedVideoClassifier:
 
     Attributes:
         model: the classifier itself, a torch module in evaluation mode: takes uint8
-            `[B, T, S, S, 3]` and returns logits `[B, K]`.
+            `[B, T, S, S, C]` and returns logits `[B, K]`.
         classes: names of the K classes, labels or numbers.
         task: "classify", "multilabel" or "regress".
     """
@@ -165,6 +165,7 @@ def load_encoder(
     *,
     num_frames: int | None = None,
     input_size: int | None = None,
+    channels: int | None = None,
 ) -> VideoEncoder:
     """The encoder of a pretrained model or of a classifier.
 
@@ -173,12 +174,14 @@ def load_encoder(
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16" or "fp32"; auto is bf16 where the machine multiplies it.
         num_frames, input_size: of the clips it gets, in frames and pixels; None: as it was trained.
+        channels: 1: gray videos, for which RGB weights become gray ones; None: as it was trained.
 
     Raises:
-        SavimaeError: not such a model, sizes that do not fit it, or no GPU where one is asked for.
+        SavimaeError: not such a model, clips that do not fit it, or no GPU where one is asked for.
     """
-    machine, sizes = Machine.here(device, precision), Sizes(num_frames, input_size)
-    return VideoEncoder(load_trained(os.fspath(path), machine.device, sizes), machine)
+    machine = Machine.here(device, precision)
+    clip_shape = ClipShape(num_frames, input_size, channels)
+    return VideoEncoder(load_trained(os.fspath(path), machine.device, clip_shape), machine)
 
 
 def load_classifier(
@@ -188,12 +191,14 @@ def load_classifier(
     *,
     num_frames: int | None = None,
     input_size: int | None = None,
+    channels: int | None = None,
 ) -> TrainedVideoClassifier:
     """A classifier that `savimae finetune` made, or one of another layout; see `load_encoder`.
 
     Raises:
-        SavimaeError: not a classifier, sizes that do not fit it, or no GPU where one is asked for.
+        SavimaeError: not a classifier, clips that do not fit it, or no GPU where one is asked for.
     """
-    machine, sizes = Machine.here(device, precision), Sizes(num_frames, input_size)
-    trained = load_trained_classifier(os.fspath(path), machine.device, sizes)
+    machine = Machine.here(device, precision)
+    clip_shape = ClipShape(num_frames, input_size, channels)
+    trained = load_trained_classifier(os.fspath(path), machine.device, clip_shape)
     return TrainedVideoClassifier(trained, machine)

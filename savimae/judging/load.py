@@ -34,11 +34,11 @@ from savimae.system.progress import Progress
 from savimae.training.distributed import World
 from savimae.training.loaded_weights import (
     AS_TRAINED,
-    Sizes,
+    ClipShape,
+    adapted,
     check_time_means,
     classifier_of,
     encoder_of,
-    resized,
 )
 from savimae.training.machine import autocast, choose_device, choose_precision, default_workers
 from savimae.training.outputs import Outputs
@@ -186,7 +186,7 @@ class Trained:
         """
         shape = self.config
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
-        return ClipConfig(shape.num_frames, rate, shape.input_size)
+        return ClipConfig(shape.num_frames, rate, shape.input_size, channels=shape.channels)
 
     def saliency(self, options: ClipOptions) -> SaliencyConfig:
         """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
@@ -288,14 +288,14 @@ def load_pretrained(path: str, device: torch.device) -> Pretrained:
     return Pretrained(path, model.encoder, weights.settings, model)
 
 
-def load_trained(path: str, device: torch.device, sizes: Sizes = AS_TRAINED) -> Trained:
+def load_trained(path: str, device: torch.device, clip_shape: ClipShape = AS_TRAINED) -> Trained:
     """The encoder of the model at `path`, pretrained or a classifier, of any layout.
 
     Raises:
         SavimaeError: as `read_weights`.
-        UsageError: `sizes` that do not fit it.
+        UsageError: a `clip_shape` that does not fit it.
     """
-    weights = resized(path, read_weights(path), sizes)
+    weights = adapted(path, read_weights(path), clip_shape)
     return Trained(path, encoder_of(weights).to(device).eval(), weights.settings)
 
 
@@ -323,17 +323,17 @@ class TrainedClassifier(Trained):
 
 
 def load_trained_classifier(
-    path: str, device: torch.device, sizes: Sizes = AS_TRAINED
+    path: str, device: torch.device, clip_shape: ClipShape = AS_TRAINED
 ) -> TrainedClassifier:
     """The classifier at `path`, of any layout.
 
     Raises:
         SavimaeError: as `read_weights`, or the weights of a pretraining model.
-        UsageError: `sizes` that do not fit it.
+        UsageError: a `clip_shape` that does not fit it.
     """
     weights = read_weights(path)
-    check_time_means(path, weights, sizes)
-    weights = resized(path, weights, sizes)
+    check_time_means(path, weights, clip_shape)
+    weights = adapted(path, weights, clip_shape)
     model = classifier_of(path, weights).to(device).eval()
     views = weights.views or Views(TEST_CLIPS, TEST_CROPS)
     return TrainedClassifier(path, model.encoder, weights.settings, model, weights.outputs, views)

@@ -35,7 +35,7 @@ from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import refuse_file, write_json
 from savimae.system.lock import sole_writer
 from savimae.system.progress import Progress
-from savimae.training.loaded_weights import AS_TRAINED, Sizes
+from savimae.training.loaded_weights import AS_TRAINED, ClipShape
 
 QUERIES = 6  # of the list, if nothing is said
 NEIGHBOURS = 8  # that are shown, if nothing is said and there are so many
@@ -142,7 +142,7 @@ def find_neighbors(
     views: Views | None = None,
     root: str | None = None,
     sampling_rate: int | None = None,
-    sizes: Sizes = AS_TRAINED,
+    clip_shape: ClipShape = AS_TRAINED,
 ) -> Neighbors:
     """Draw the nearest neighbours of some videos, and a map of all: files in `out`.
 
@@ -154,7 +154,7 @@ def find_neighbors(
         data: a list or a folder, with labels or without.
         pool, layer: see `encoder_features`.
         views: of each video, whose features are averaged.
-        sizes: of the clips, other than the model was trained with.
+        clip_shape: of clips of another shape than the model was trained with.
 
     Raises:
         UsageError: too few videos, options that do not fit, or `out` is a file.
@@ -169,7 +169,7 @@ def find_neighbors(
         raise UsageError("--map umap wants three videos or more; say --map pca")
     queries = _choose_queries(videos, options)
     k = _choose_k(options.k, len(videos), data)
-    trained = load_trained(checkpoint, machine.device, sizes)
+    trained = load_trained(checkpoint, machine.device, clip_shape)
     try:
         reader = ViewReader(trained.clips(sampling_rate), views or Views())
         source = encoder_features(trained.encoder, pool, machine, layer)

@@ -16,6 +16,8 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from savimae.data.decoded import RGB
+from savimae.data.stacks import with_channels
 from savimae.data.video import open_video, write_video
 from savimae.judging.curves import Curves, Smoothing, read_curves
 from savimae.saliency.config import CHANGE, SaliencyConfig
@@ -224,8 +226,8 @@ def draw_reconstruction(
         The picture of some frames, and for every frame its panels side by side, for an animation.
 
     Args:
-        clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
-        reconstructed: float32 `[T, S, S, 3]` in 0 to 1, the clip's own where it was visible.
+        clip: pixels uint8 `[T, S, S, C]` and salient tokens bool `[N]`.
+        reconstructed: float32 `[T, S, S, C]` in 0 to 1, the clip's own where it was visible.
         masked: bool `[T, S, S]`, True = hidden from the encoder.
         name: of the video; stands before the title of the picture.
         title: mask and error; stands on the animation as well.
@@ -252,7 +254,7 @@ def draw_side_by_side(
 
     Args:
         clip, masked, patch_size, tubelet_size, name, title: as there.
-        reconstructed: of each model float32 `[T, S, S, 3]` in 0 to 1.
+        reconstructed: of each model float32 `[T, S, S, C]` in 0 to 1.
         captions: what each model is called, in the first line, and what is said of it.
     """
     rows = [*ROWS[:3], *captions]
@@ -272,7 +274,7 @@ def _draw_predictions(
     title: str,
     n_columns: int,
 ) -> tuple[Image.Image, list[np.ndarray]]:
-    """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, S, S, 3]`."""
+    """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, S, S, C]`."""
 
     def below(index: int, _: Image.Image) -> list[Image.Image]:
         seen = blanked(clip.pixels[index], masked[index])
@@ -312,9 +314,14 @@ def _columns(
 
 
 def _enlarged(panel: np.ndarray) -> Image.Image:
-    """A panel uint8 `[S, S, 3]` by a whole factor, to PANEL_PX or more."""
+    """A panel uint8 `[S, S, C]` by a whole factor, to PANEL_PX or more."""
     side = len(panel) * math.ceil(PANEL_PX / len(panel))
-    return Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+    return image_of(panel).resize((side, side), Image.Resampling.NEAREST)
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """Pixels uint8 `[H, W, C]`, gray or RGB, as an image in RGB."""
+    return Image.fromarray(with_channels(pixels, RGB))
 
 
 def _still(n_frames: int, n_columns: int) -> list[int]:
@@ -324,8 +331,8 @@ def _still(n_frames: int, n_columns: int) -> list[int]:
 
 
 def blanked(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """A frame uint8 `[S, S, 3]`, gray at `where` bool `[S, S]`."""
-    return np.where(where[..., None], np.array(BLANK, np.uint8), frame)
+    """A frame uint8 `[S, S, C]`, gray at `where` bool `[S, S]`."""
+    return np.where(where[..., None], np.array(BLANK, np.uint8), with_channels(frame, RGB))
 
 
 def as_pixels(values: np.ndarray) -> np.ndarray:
@@ -350,7 +357,7 @@ class Block(NamedTuple):
     """A video on a sheet of reconstructions."""
 
     name: str
-    panels: Sequence[np.ndarray]  # uint8 [S, S, 3] each, of any size
+    panels: Sequence[np.ndarray]  # uint8 [S, S, C] each, of any size
     verdicts: Mapping[int, Verdict]  # below panels, by their number
 
 
@@ -391,7 +398,7 @@ def draw_blocks(
             if not down:
                 text = _fitted(caption, font, side)
                 draw.text((x, y - 5), text, fill=INK, font=font, anchor="ls")
-            image = Image.fromarray(panel).resize((side, side), Image.Resampling.NEAREST)
+            image = image_of(panel).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(image, (x, y))
             if index in block.verdicts:
                 _write_verdict(draw, (x, y + side + 4), side, block.verdicts[index], longest)
@@ -431,7 +438,7 @@ def draw_attention(
         The picture of some frames, and for every frame its panels side by side, for an animation.
 
     Args:
-        clip: pixels uint8 `[T, S, S, 3]` and salient tokens bool `[N]`.
+        clip: pixels uint8 `[T, S, S, C]` and salient tokens bool `[N]`.
         factors: float `[rows, N]`, the attention that tokens receive over its mean.
         rows: what each row of attention is called.
         name: of the video; stands before the title of the picture.

@@ -79,7 +79,7 @@ def predict_videos(
 def predict_video(
     classifier: TrainedClassifier, path: str, views: np.ndarray, machine: Machine
 ) -> AnyPrediction:
-    """What it says of the video at `path`, from its views uint8 `[V, T, S, S, 3]`."""
+    """What it says of the video at `path`, from its views uint8 `[V, T, S, S, C]`."""
     return make_prediction(classifier.outputs, path, _outputs(classifier, [views], machine)[0])
 
 
@@ -135,7 +135,7 @@ def predict_windows(
 def _outputs(
     classifier: TrainedClassifier, of_videos: Sequence[np.ndarray], machine: Machine
 ) -> np.ndarray:
-    """Views uint8 `[V, T, S, S, 3]` of B videos -> float32 `[B, K]`.
+    """Views uint8 `[V, T, S, S, C]` of B videos -> float32 `[B, K]`.
 
     Raises:
         SavimaeError: they are no finite numbers.
@@ -261,7 +261,7 @@ def run_test(
         "output": "test",
         "weights": fingerprint(classifier.model),
         "test_videos": names_digest(labelled.test),
-        **dataclasses.asdict(reader.config),
+        **reader.config.recorded(),
         **dataclasses.asdict(reader.views),
         "precision": machine.precision,
     }

@@ -37,7 +37,7 @@ from savimae.system.files import refuse_file
 from savimae.system.lock import sole_writer
 from savimae.system.progress import Progress
 from savimae.system.tables import table
-from savimae.training.loaded_weights import AS_TRAINED, Sizes
+from savimae.training.loaded_weights import AS_TRAINED, ClipShape
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07  # of the neighbours' votes (Wu et al., 2018, "Unsupervised feature learning …")
@@ -111,7 +111,7 @@ def probe(
     attentive: bool = False,
     label_counts: Sequence[int | None] = (None,),
     allow_overlap: bool = False,
-    sizes: Sizes = AS_TRAINED,
+    clip_shape: ClipShape = AS_TRAINED,
 ) -> Probe:
     """Probe a model; features are kept in `out` and computed only once.
 
@@ -127,7 +127,7 @@ def probe(
             number is drawn several times, the same videos for all features.
         baselines: do the same with an untrained encoder and with raw pixels.
         allow_overlap: let test videos be training videos as well; the result says how many are.
-        sizes: of the clips, other than the model was trained with.
+        clip_shape: of clips of another shape than the model was trained with.
 
     Raises:
         UsageError: lists without labels or with a single one, a class of the test that training
@@ -138,7 +138,7 @@ def probe(
     check_sklearn()
     refuse_file(out)
     labelled, overlap = labelled_sides(train_list, test_list, root, label_counts, allow_overlap)
-    trained = load_trained(checkpoint, machine.device, sizes)
+    trained = load_trained(checkpoint, machine.device, clip_shape)
     try:
         reader = ViewReader(trained.clips(sampling_rate), views or Views())
         sources = _sources(trained, pool, layer, machine, seed, baselines)

@@ -49,7 +49,7 @@ from savimae.judging.pictures import (
     write_animation,
     write_picture,
 )
-from savimae.model.config import CHANNELS, VideoMAEConfig
+from savimae.model.config import VideoMAEConfig
 from savimae.model.loss import TARGET_EPS
 from savimae.model.videomae import VideoMAE
 from savimae.samples.clips import Clip
@@ -413,7 +413,7 @@ def _sheet(
 class Reconstruction(NamedTuple):
     """A clip and what the model made of its hidden tokens."""
 
-    pixels: np.ndarray  # float32 [T, S, S, 3] in 0 to 1; the clip's own where it was visible
+    pixels: np.ndarray  # float32 [T, S, S, C] in 0 to 1; the clip's own where it was visible
     filled: (
         np.ndarray
     )  # the same with only a mean in each hidden token: what comes without any model
@@ -429,7 +429,7 @@ def reconstruct(
 
     Args:
         model: in evaluation mode, on any device.
-        clip: uint8 `[T, S, S, 3]`.
+        clip: uint8 `[T, S, S, C]`.
         mask: bool `[N]`, True = masked.
         statistics: whose mean and deviation the pixels get, "visible" or "target".
 
@@ -443,8 +443,8 @@ def reconstruct(
     hidden = torch.from_numpy(mask)
     with torch.no_grad():
         output = model(clips, hidden[None].to(device))
-        tokens = model.patchify(clips).cpu().float() / 255  # [N, t*P*P*3]
-    prediction = output.prediction.cpu().unflatten(1, (-1, CHANNELS))  # [M, t*P*P, 3]
+        tokens = model.patchify(clips).cpu().float() / 255  # [N, t*P*P*C]
+    prediction = output.prediction.cpu().unflatten(1, (-1, model.config.channels))  # [M, t*P*P, C]
     mean, deviation = _statistics(tokens, hidden, model.config, statistics)
     if model.config.norm_target:
         prediction = prediction * deviation + mean
@@ -469,7 +469,7 @@ class Quality(NamedTuple):
 
 
 def quality(original: np.ndarray, pixels: np.ndarray, masked: np.ndarray) -> Quality:
-    """Compare two clips float `[T, S, S, 3]` in 0 to 1 where `masked` bool `[T, S, S]` is true.
+    """Compare two clips float `[T, S, S, C]` in 0 to 1 where `masked` bool `[T, S, S]` is true.
 
     SSIM is computed frame by frame, with the visible pixels around, and averaged over hidden ones.
     """
@@ -484,8 +484,8 @@ def quality(original: np.ndarray, pixels: np.ndarray, masked: np.ndarray) -> Qua
 def _statistics(
     tokens: Tensor, hidden: Tensor, config: VideoMAEConfig, statistics: str
 ) -> tuple[Tensor, Tensor]:
-    """Mean and deviation for each hidden token, float32 `[M, 1, 3]` each."""
-    variance, mean = torch.var_mean(tokens.unflatten(1, (-1, CHANNELS)), dim=1, keepdim=True)
+    """Mean and deviation for each hidden token, float32 `[M, 1, C]` each."""
+    variance, mean = torch.var_mean(tokens.unflatten(1, (-1, config.channels)), dim=1, keepdim=True)
     deviation = variance.sqrt() + TARGET_EPS
     if statistics == "target":
         return mean[hidden], deviation[hidden]
@@ -503,8 +503,8 @@ def _statistics(
 
 
 def unpatchify(tokens: Tensor, config: VideoMAEConfig) -> Tensor:
-    """The inverse of `VideoMAE.patchify` for one clip: `[N, t*P*P*3]` -> `[T, S, S, 3]`."""
+    """The inverse of `VideoMAE.patchify` for one clip: `[N, t*P*P*C]` -> `[T, S, S, C]`."""
     t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
-    # [N, t*P*P*3] -> [T/t, H/P, W/P, t, P, P, 3] -> [T/t, t, H/P, P, W/P, P, 3]
-    parts = tokens.reshape(-1, grid, grid, t, p, p, CHANNELS).permute(0, 3, 1, 4, 2, 5, 6)
-    return parts.reshape(config.num_frames, config.input_size, config.input_size, CHANNELS)
+    # [N, t*P*P*C] -> [T/t, H/P, W/P, t, P, P, C] -> [T/t, t, H/P, P, W/P, P, C]
+    parts = tokens.reshape(-1, grid, grid, t, p, p, config.channels).permute(0, 3, 1, 4, 2, 5, 6)
+    return parts.reshape(config.num_frames, config.input_size, config.input_size, config.channels)

@@ -22,7 +22,7 @@ from savimae.kernels._jit import compile_lock, jit
 from savimae.kernels.change import compile_change
 from savimae.kernels.luma import luma
 from savimae.kernels.resize import ResizeBuffers, resize, resize_buffers
-from savimae.kernels.rgb import luma_rgb, resize_rgb
+from savimae.kernels.rgb import luma_rgb, resize_gray, resize_rgb
 
 
 def smallest_salient_level(threshold: float) -> int:
@@ -178,3 +178,8 @@ def compile_kernels() -> None:
         planes, rgb = np.zeros((3, 2, 2), np.uint8), np.zeros((2, 2, 3), np.uint8)
         resize_rgb(frame, 0, 0, 2, 2, False, tuple(buffers), planes, rgb)
         luma_rgb(rgb, np.zeros((2, 2), np.uint8))
+        frame = frame[:, :, :1].copy()
+        frame.flags.writeable = False
+        resize_gray(
+            frame, 0, 0, 2, 2, False, tuple(buffers), planes[:1], np.zeros((2, 2, 1), np.uint8)
+        )

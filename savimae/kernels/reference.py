@@ -72,22 +72,28 @@ def change_scores(planes: list[np.ndarray], size: int, patch_size: int) -> np.nd
     return np.stack([map_scores(each, patch_size) for each in (first, *differences)])
 
 
-def token_targets(tokens: np.ndarray, is_normalized: bool) -> np.ndarray:
+def token_targets(tokens: np.ndarray, is_normalized: bool, channels: int = 3) -> np.ndarray:
     """Tokens uint8 `[M, V]`, channel last -> targets float64 `[M, V]`."""
-    pixels = tokens.reshape(len(tokens), -1, 3) / 255
+    pixels = tokens.reshape(len(tokens), -1, channels) / 255
     if is_normalized:
         mean = pixels.mean(1, keepdims=True)
         pixels = (pixels - mean) / (pixels.std(1, ddof=1, keepdims=True) + 1e-6)
     return pixels.reshape(len(tokens), -1)
 
 
-def token_losses(tokens: np.ndarray, prediction: np.ndarray, is_normalized: bool) -> np.ndarray:
+def token_losses(
+    tokens: np.ndarray, prediction: np.ndarray, is_normalized: bool, channels: int = 3
+) -> np.ndarray:
     """Mean squared error of each token: uint8 `[M, V]`, float `[M, V]` -> float64 `[M]`."""
-    return np.square(prediction - token_targets(tokens, is_normalized)).mean(1)
+    return np.square(prediction - token_targets(tokens, is_normalized, channels)).mean(1)
 
 
 def token_gradients(
-    tokens: np.ndarray, prediction: np.ndarray, is_normalized: bool, factor: float
+    tokens: np.ndarray,
+    prediction: np.ndarray,
+    is_normalized: bool,
+    factor: float,
+    channels: int = 3,
 ) -> np.ndarray:
     """factor * (prediction - target), float64 `[M, V]`."""
-    return factor * (prediction - token_targets(tokens, is_normalized))
+    return factor * (prediction - token_targets(tokens, is_normalized, channels))

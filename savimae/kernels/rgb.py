@@ -1,4 +1,4 @@
-"""A clip's frames: crop, antialiased bilinear resizing and mirroring of RGB, in one call.
+"""A clip's frames: crop, antialiased bilinear resizing and mirroring of RGB or gray, in one call.
 
 Each channel goes through `resize`, as the gray planes do that saliency is computed from.
 """
@@ -45,6 +45,24 @@ def resize_rgb(pixels, top, left, height, width, mirrored, buffers, planes, out)
             else:
                 for x in range(size):
                     out[y, x, channel] = gray[y, x]
+
+
+@jit
+def resize_gray(pixels, top, left, height, width, mirrored, buffers, planes, out):
+    """Part of a gray frame -> out uint8 [size, size, 1]; else as `resize_rgb`.
+
+    pixels uint8 [H, W, 1], C-contiguous; planes uint8 [1, height, width] is scratch.
+    """
+    for y in range(height):
+        row, plane = pixels[top + y], planes[0, y]
+        for x in range(width):
+            plane[x] = row[left + x, 0]
+    resize(planes[0], height, width, buffers)
+    size = out.shape[0]
+    gray = ResizeBuffers(*buffers).gray
+    for y in range(size):
+        for x in range(size):
+            out[y, x, 0] = gray[y, size - 1 - x if mirrored else x]
 
 
 @jit

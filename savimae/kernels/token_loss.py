@@ -1,7 +1,8 @@
 """The error of predicted tokens, from their pixels as they are: targets are never written.
 
-Legend: M predicted tokens, R tokens of the batch, V = t * P * P * 3 values of a token in (t, row,
-column, channel) order, L = P * 3 values of one row of a patch, n = V / 3 pixels of a token.
+Legend: M predicted tokens, R tokens of the batch, C channels (3 or 1), V = t * P * P * C values of
+a token in (t, row, column, channel) order, L = P * C values of one row of a patch, n = V / C pixels
+of a token.
 
 Of a token with pixels x (0 to 255) and prediction p, for each channel c:
 
@@ -40,7 +41,7 @@ def _scratch(row_values):
 
 
 @jit
-def _normalize(token, row_values, is_normalized, sums, squares, totals, scale):
+def _normalize(token, row_values, channels, is_normalized, sums, squares, totals, scale):
     """Writes totals int32 [L] and scale float32 [L]; returns n: target = (n x - totals) * scale.
 
     token uint8 [V]; sums, squares uint32 [L] are scratch.
@@ -58,15 +59,15 @@ def _normalize(token, row_values, is_normalized, sums, squares, totals, scale):
             value = uint32(row[j])
             sums[j] += value
             squares[j] += value * value
-    n_pixels = token.shape[0] // CHANNELS
+    n_pixels = token.shape[0] // channels
     n = float64(n_pixels)
-    for c in range(CHANNELS):
+    for c in range(channels):
         total, total_squares = float64(0), float64(0)
-        for j in range(c, row_values, CHANNELS):
+        for j in range(c, row_values, channels):
             total += sums[j]
             total_squares += squares[j]
         variance = max(total_squares - total * total / n, 0.0) / (255.0 * 255.0 * (n - 1.0))
-        for j in range(c, row_values, CHANNELS):
+        for j in range(c, row_values, channels):
             totals[j] = total  # a whole number
             scale[j] = 1.0 / (255.0 * n * (np.sqrt(variance) + EPSILON))
     return int32(n_pixels)
@@ -125,7 +126,9 @@ def _compiled_write_row(bits, floats, out):
 
 
 @jit
-def token_losses(tokens, wanted, prediction, row_values, is_normalized, first, last, losses):
+def token_losses(
+    tokens, wanted, prediction, row_values, is_normalized, first, last, losses, channels=CHANNELS
+):
     """Mean squared error of the tokens first to last - 1; writes losses float32 [M].
 
     tokens uint8 [R, V]; wanted int64 [>= M], the row in `tokens` of each prediction; prediction
@@ -137,7 +140,7 @@ def token_losses(tokens, wanted, prediction, row_values, is_normalized, first, l
     n_values = tokens.shape[1]
     for m in range(first, last):
         token = tokens[wanted[m]]
-        n = _normalize(token, row_values, is_normalized, sums, squares, totals, scale)
+        n = _normalize(token, row_values, channels, is_normalized, sums, squares, totals, scale)
         total[:] = 0
         for start in range(0, n_values, row_values):
             pixels = token[start : start + row_values]
@@ -153,7 +156,16 @@ def token_losses(tokens, wanted, prediction, row_values, is_normalized, first, l
 
 @jit
 def token_gradients(
-    tokens, wanted, prediction, row_values, is_normalized, first, last, factor, gradient
+    tokens,
+    wanted,
+    prediction,
+    row_values,
+    is_normalized,
+    first,
+    last,
+    factor,
+    gradient,
+    channels=CHANNELS,
 ):
     """factor * (prediction - target) of the tokens first to last - 1; writes gradient [>= M, V].
 
@@ -164,7 +176,7 @@ def token_gradients(
     n_values = tokens.shape[1]
     for m in range(first, last):
         token = tokens[wanted[m]]
-        n = _normalize(token, row_values, is_normalized, sums, squares, totals, scale)
+        n = _normalize(token, row_values, channels, is_normalized, sums, squares, totals, scale)
         for start in range(0, n_values, row_values):
             pixels = token[start : start + row_values]
             _read_row(prediction[m, start : start + row_values], bits, predicted)
@@ -182,7 +194,16 @@ def compile_token_kernels() -> None:
     with compile_lock(token_losses):
         for dtype in (np.float32, np.uint16):
             prediction = np.zeros((1, 12), dtype)
-            token_losses(tokens, wanted, prediction, 6, True, 0, 1, losses)
+            token_losses(tokens, wanted, prediction, 6, True, 0, 1, losses, CHANNELS)
             token_gradients(
-                tokens, wanted, prediction, 6, True, 0, 1, np.float32(1), np.zeros_like(prediction)
+                tokens,
+                wanted,
+                prediction,
+                6,
+                True,
+                0,
+                1,
+                np.float32(1),
+                np.zeros_like(prediction),
+                CHANNELS,
             )

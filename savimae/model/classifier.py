@@ -68,7 +68,7 @@ class VideoClassifier(nn.Module):
     def forward(
         self, clips: Tensor, branches: Tensor | None = None, features: Tensor | None = None
     ) -> Tensor:
-        """Clips `[B, T, H, W, 3]`, uint8 or float in 0 to 1 -> logits float `[B, K]`.
+        """Clips `[B, T, H, W, C]`, uint8 or float in 0 to 1 -> logits float `[B, K]`.
 
         Args:
             branches: float `[L, 2, B]`, see `drop_path_branches`; None: nothing is dropped.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from typing import Any
 
-CHANNELS = 3
+GRAY, CHANNELS = 1, 3  # of pixels: gray, RGB
 # (encoder dim, depth, heads), (decoder dim, heads)
 SIZES = {
     "tiny": ((192, 12, 3), (96, 3)),
@@ -14,6 +16,7 @@ SIZES = {
     "large": ((1024, 24, 16), (512, 8)),
     "huge": ((1280, 32, 16), (640, 8)),
 }
+LATER = ("channels", "pixel_mean", "pixel_std")  # fields that older files lack
 PUBLISHED = "pretrain_videomae_"  # published names: PUBLISHED, a size, patch and image size
 
 
@@ -33,8 +36,28 @@ class VideoMAEConfig:
     decoder_heads: int = 6
     norm_target: bool = True  # normalise the target per token and channel
     checkpoint_activations: bool = False  # recompute blocks in the backward pass: less memory
+    channels: int = CHANNELS  # of pixels: 3, RGB; 1, gray
+    # What pixels in 0 to 1 are normalised with, for each channel. None: see `pixel_statistics` in
+    # videomae.py.
+    pixel_mean: tuple[float, ...] | None = None
+    pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.channels not in (GRAY, CHANNELS):
+            raise ValueError(f"channels must be {GRAY} or {CHANNELS}, not {self.channels}")
+        if (self.pixel_mean is None) != (self.pixel_std is None):
+            raise ValueError("pixel_mean and pixel_std go together; give both")
+        for name, fits in (("pixel_mean", _is_mean), ("pixel_std", _is_deviation)):
+            values = getattr(self, name)
+            if values is None:
+                continue
+            if len(values) != self.channels or not all(map(fits, values)):
+                wanted = "above 0 and at most 1" if name == "pixel_std" else "of 0 to 1"
+                raise ValueError(
+                    f"{name} {','.join(map(str, values))}: {self.channels} numbers {wanted} are "
+                    "wanted, one for each channel"
+                )
+            object.__setattr__(self, name, tuple(map(float, values)))  # JSON has lists
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
@@ -66,8 +89,29 @@ class VideoMAEConfig:
 
     @property
     def token_values(self) -> int:
-        """Pixel values of a token: t * P * P * 3."""
-        return self.tubelet_size * self.patch_size**2 * CHANNELS
+        """Pixel values of a token: t * P * P * C."""
+        return self.tubelet_size * self.patch_size**2 * self.channels
+
+    def recorded(self) -> dict[str, Any]:
+        """All fields, as checkpoints and settings hold them.
+
+        Those that came later are left out at their defaults: older runs and files lack them.
+        """
+        fields = dataclasses.asdict(self)
+        for name in ("pixel_mean", "pixel_std"):
+            fields[name] = None if fields[name] is None else list(fields[name])  # as JSON has it
+        for field in dataclasses.fields(self):
+            if field.name in LATER and fields[field.name] == field.default:
+                del fields[field.name]
+        return fields
+
+
+def _is_mean(value: Any) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value) and 0 <= value <= 1
+
+
+def _is_deviation(value: Any) -> bool:
+    return _is_mean(value) and value > 0
 
 
 def model_config(name: str, **changes: object) -> VideoMAEConfig:

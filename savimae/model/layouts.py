@@ -41,7 +41,10 @@ def our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
     try:
         for name, value in fields.items():
             wanted = types.get(name, object)
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
+            if name in ("pixel_mean", "pixel_std"):  # whose numbers the config looks at
+                if value is not None and not isinstance(value, list | tuple):
+                    raise TypeError(f"{name} is {type(value).__name__}, not a list of numbers")
+            elif type(value) is not wanted and not (wanted is float and type(value) is int):
                 raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
         config = VideoMAEConfig(**fields)
         sizes = (
@@ -109,6 +112,7 @@ HUGGINGFACE_CONFIG = {
     "decoder_num_hidden_layers": "decoder_depth",
     "decoder_num_attention_heads": "decoder_heads",
     "norm_pix_loss": "norm_target",
+    "num_channels": "channels",
 }
 
 

@@ -22,7 +22,7 @@ ROWS_OF_A_THREAD = 256  # tokens below which a second thread is not worth waking
 
 
 def normalize_tokens(pixels: Tensor) -> Tensor:
-    """`(x - mean) / (sqrt(unbiased variance) + 1e-6)` per channel of float `[M, pixels, 3]`."""
+    """`(x - mean) / (sqrt(unbiased variance) + 1e-6)` per channel of float `[M, pixels, C]`."""
     variance, mean = torch.var_mean(pixels, dim=1, keepdim=True)
     return (pixels - mean) / (variance.sqrt() + TARGET_EPS)
 
@@ -36,9 +36,9 @@ def means_alone(n: int) -> float:
     return 1 - 1 / n
 
 
-def targets(tokens: Tensor, is_normalized: bool) -> Tensor:
-    """What tokens `[M, t*P*P*3]` are predicted as: pixels in 0 to 1, float32, maybe normalised."""
-    pixels = unit_float(tokens).view(len(tokens), -1, CHANNELS)
+def targets(tokens: Tensor, is_normalized: bool, channels: int = CHANNELS) -> Tensor:
+    """What tokens `[M, t*P*P*C]` are predicted as: pixels in 0 to 1, float32, maybe normalised."""
+    pixels = unit_float(tokens).view(len(tokens), -1, channels)
     return (normalize_tokens(pixels) if is_normalized else pixels).flatten(1)
 
 
@@ -53,9 +53,9 @@ def token_losses(
     """Errors of the first `n_predicted` rows of a prediction.
 
     Args:
-        tokens: pixels of a batch `[B * N, t*P*P*3]`, uint8 or float in 0 to 1.
+        tokens: pixels of a batch `[B * N, t*P*P*C]`, uint8 or float in 0 to 1.
         wanted: int64 `[>= M]`, which of them each row of the prediction is about.
-        prediction: float32 or bfloat16 `[>= M, t*P*P*3]`; rows behind the first M are filler.
+        prediction: float32 or bfloat16 `[>= M, t*P*P*C]`; rows behind the first M are filler.
 
     Returns:
         The sum of squared errors, a scalar with a gradient, and the mean squared error of each
@@ -63,10 +63,13 @@ def token_losses(
     """
     if _has_kernel(tokens, prediction):
         losses = torch.empty(n_predicted)
-        arguments = (config.patch_size * CHANNELS, config.norm_target)
+        channels = config.channels
+        arguments = (config.patch_size * channels, config.norm_target, channels)
         total = _KernelLoss.apply(prediction, tokens, wanted, losses, *arguments)
         return total, losses
-    errors = (prediction.float() - targets(tokens[wanted], config.norm_target)).square()
+    errors = (
+        prediction.float() - targets(tokens[wanted], config.norm_target, config.channels)
+    ).square()
     return errors[:n_predicted].sum(), errors[:n_predicted].detach().mean(1)
 
 
@@ -87,6 +90,7 @@ class _KernelLoss(torch.autograd.Function):
         losses: Tensor,
         row_values: int,
         is_normalized: bool,
+        channels: int,
     ) -> Tensor:
         """Fills `losses` `[M]`; returns their sum over all values."""
         from savimae.kernels.token_loss import token_losses as kernel
@@ -95,10 +99,12 @@ class _KernelLoss(torch.autograd.Function):
         of_tokens = losses.numpy()
         _share_rows(
             len(losses),
-            lambda first, last: kernel(*arrays, row_values, is_normalized, first, last, of_tokens),
+            lambda first, last: kernel(
+                *arrays, row_values, is_normalized, first, last, of_tokens, channels
+            ),
         )
         ctx.save_for_backward(prediction, tokens, wanted)
-        ctx.arguments = (len(losses), row_values, is_normalized)
+        ctx.arguments = (len(losses), row_values, is_normalized, channels)
         n_values = tokens.shape[1]
         return (losses.sum(dtype=torch.float64) * n_values).float()
 
@@ -107,7 +113,7 @@ class _KernelLoss(torch.autograd.Function):
         from savimae.kernels.token_loss import token_gradients as kernel
 
         prediction, tokens, wanted = ctx.saved_tensors
-        n_predicted, row_values, is_normalized = ctx.arguments
+        n_predicted, row_values, is_normalized, channels = ctx.arguments
         gradient = torch.empty_like(prediction)
         gradient[n_predicted:] = 0
         arrays = tokens.numpy(), wanted.numpy(), _as_array(prediction)
@@ -115,10 +121,10 @@ class _KernelLoss(torch.autograd.Function):
         _share_rows(
             n_predicted,
             lambda first, last: kernel(
-                *arrays, row_values, is_normalized, first, last, factor, out
+                *arrays, row_values, is_normalized, first, last, factor, out, channels
             ),
         )
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None
 
 
 def _as_array(values: Tensor) -> np.ndarray:

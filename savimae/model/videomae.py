@@ -1,7 +1,8 @@
 """VideoMAE in plain PyTorch (Tong et al., 2022, arXiv:2203.12602; V2: Wang et al., 2023).
 
 Legend: B clips, T frames, t tubelet size, P patch size, N = T/t * (H/P) * (W/P) tokens of a clip in
-(time, row, column) order, D width. M masked tokens and V visible tokens of the whole batch.
+(time, row, column) order, D width, C channels of a pixel: 3, RGB, or 1, gray. M masked tokens and
+V visible tokens of the whole batch.
 Masks are bool `[B, N]`, True = masked: hidden from the encoder, to be reconstructed.
 
 Visible tokens of a batch are kept in one packed `[V, D]`, clip after clip, so clips may show
@@ -20,11 +21,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from savimae.model.attention import PRODUCTS, Packing, attend, filled, received
-from savimae.model.config import CHANNELS, VideoMAEConfig, model_config
+from savimae.model.config import GRAY, VideoMAEConfig, model_config
 from savimae.model.loss import targets, token_losses, unit_float
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of gray: ImageNet's weighted like luma, 0.299 R + 0.587 G + 0.114 B. The mean is exact; the
+# deviation is that of channels that change together, the most it can be.
+GRAY_MEAN = (0.459,)  # 0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406 = 0.4590
+GRAY_STD = (0.226,)  # 0.299 * 0.229 + 0.587 * 0.224 + 0.114 * 0.225 = 0.2256
 LAYER_NORM_EPS = 1e-6
 
 
@@ -36,8 +41,8 @@ class VideoMAEOutput:
     every token alike if it adds up `loss_sum` and `n_values` and divides once.
     """
 
-    prediction: Tensor  # float32 [M, t*P*P*3]
-    target: Tensor  # float32 [M, t*P*P*3]
+    prediction: Tensor  # float32 [M, t*P*P*C]
+    target: Tensor  # float32 [M, t*P*P*C]
     token_losses: Tensor  # float32 [M], mean squared error of each token
     decoded: Tensor  # bool [B, N], the reconstructed tokens
     loss_sum: Tensor  # sum of squared errors, a scalar with a gradient
@@ -73,7 +78,7 @@ class VideoMAE(nn.Module):
         """Reconstruct masked tokens of a batch. Training needs less; see `losses`.
 
         Args:
-            clips: `[B, T, H, W, 3]` RGB, uint8 (0 to 255) or float (0 to 1). T may be less than the
+            clips: `[B, T, H, W, C]`, uint8 (0 to 255) or float (0 to 1). T may be less than the
                 model's, a multiple of the tubelet size: N is less then, and positions are those of
                 the first tokens.
             mask: bool `[B, N]`, True = masked; at least one visible token a clip.
@@ -86,7 +91,7 @@ class VideoMAE(nn.Module):
         tokens, wanted, predicted = self._predict(clips, mask, decoded)
         m = int(decoded.sum())
         prediction = predicted.float()
-        target = targets(tokens[wanted], self.config.norm_target)
+        target = targets(tokens[wanted], self.config.norm_target, self.config.channels)
         errors = (prediction - target).square()
         return VideoMAEOutput(
             prediction[:m], target[:m], errors.detach().mean(1)[:m], decoded,
@@ -109,8 +114,8 @@ class VideoMAE(nn.Module):
     def _predict(
         self, clips: Tensor, mask: Tensor, decoded: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels of all tokens `[B * N, t*P*P*3]`, int64 `[rows]` which of them were predicted, and
-        the predictions `[rows, t*P*P*3]`. Rows behind the M decoded tokens are filler.
+        """Pixels of all tokens `[B * N, t*P*P*C]`, int64 `[rows]` which of them were predicted, and
+        the predictions `[rows, t*P*P*C]`. Rows behind the M decoded tokens are filler.
         """
         n = tokens_of(clips, self.config)
         self._check(n, clips, mask, decoded)
@@ -141,7 +146,7 @@ class VideoMAE(nn.Module):
         """Features of unmasked clips: tokens float `[B, N, D]` and their mean `[B, D]`.
 
         Args:
-            clips: `[B, T, H, W, 3]` RGB, uint8 or float in 0 to 1.
+            clips: `[B, T, H, W, C]`, uint8 or float in 0 to 1.
             layer: what comes out of block 1 to L, before any norm; None: of the last norm.
 
         Raises:
@@ -151,7 +156,7 @@ class VideoMAE(nn.Module):
         return features, features.mean(1)
 
     def patchify(self, clips: Tensor) -> Tensor:
-        """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
+        """Clips -> tokens of the same dtype: `[B, T, H, W, C]` -> `[B * N, t*P*P*C]`."""
         return patchify(clips, self.config)
 
     def _check(self, n: int, clips: Tensor, mask: Tensor, decoded: Tensor) -> None:
@@ -195,8 +200,8 @@ class Encoder(nn.Module):
         self.norm: nn.Module = norm if has_norm else nn.Identity()
         for name, value in (
             ("positions", sinusoid_positions(config.n_tokens, config.encoder_dim)),
-            ("pixel_mean", torch.tensor(IMAGENET_MEAN)),
-            ("pixel_std", torch.tensor(IMAGENET_STD)),
+            ("pixel_mean", torch.tensor(pixel_statistics(config)[0])),
+            ("pixel_std", torch.tensor(pixel_statistics(config)[1])),
         ):
             self.register_buffer(name, value, persistent=False)
 
@@ -227,7 +232,7 @@ class Encoder(nn.Module):
         Rows behind the last clip are filler: their results mean nothing.
 
         Args:
-            tokens: pixels `[V, t*P*P*3]`, uint8 or float in 0 to 1.
+            tokens: pixels `[V, t*P*P*C]`, uint8 or float in 0 to 1.
             places: of the tokens in their clip, int `[V]`, 0 to N - 1.
             branches: float `[depth, 2, B]`, what the residual branches (attention, MLP) of each
                 block are multiplied with for each clip: stochastic depth. None: 1.
@@ -241,8 +246,8 @@ class Encoder(nn.Module):
         return self._encode(hidden, packing, branches, layer)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        """Pixels `[V, t*P*P*3]` -> `[V, D]`, without positions."""
-        pixels = unit_float(tokens).view(-1, CHANNELS)
+        """Pixels `[V, t*P*P*C]` -> `[V, D]`, without positions."""
+        pixels = unit_float(tokens).view(-1, self.config.channels)
         pixels = ((pixels - self.pixel_mean) / self.pixel_std).view(tokens.shape[0], -1)
         embedded: Tensor = self.patch_embed(pixels)
         return embedded
@@ -260,7 +265,7 @@ class Encoder(nn.Module):
     def whole(
         self, clips: Tensor, branches: Tensor | None = None, layer: int | None = None
     ) -> Tensor:
-        """Features of all tokens of unmasked clips `[B, T, H, W, 3]`: float32 `[B, N, D]`.
+        """Features of all tokens of unmasked clips `[B, T, H, W, C]`: float32 `[B, N, D]`.
 
         Raises:
             ValueError: clips that do not fit the model, or no such block.
@@ -269,7 +274,7 @@ class Encoder(nn.Module):
         return self._whole(clips, branches, layer)
 
     def received_attention(self, clips: Tensor, layer: int | None = None) -> Tensor:
-        """What the encoder looks at in unmasked clips `[B, T, H, W, 3]`: float32 `[B, heads, N]`.
+        """What the encoder looks at in unmasked clips `[B, T, H, W, C]`: float32 `[B, heads, N]`.
 
         The attention that a token receives in each head of block `layer` (None: the last), the mean
         over the queries of its clip; see `attention.received`. A clip's mean over tokens is 1 / N.
@@ -321,7 +326,7 @@ class Decoder(nn.Module):
         self.checkpoint_activations = config.checkpoint_activations
 
     def forward(self, hidden: Tensor, lengths: Tensor, wanted: Tensor) -> Tensor:
-        """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*3]` of the rows `wanted` `[M]`."""
+        """Packed tokens `[rows, D]` -> pixels `[M, t*P*P*C]` of the rows `wanted` `[M]`."""
         packing = Packing.of(lengths, len(hidden), self.attention)
         hidden = _run_blocks(self.blocks, hidden, packing, self.checkpoint_activations)
         return self.head(self.norm(hidden.index_select(0, wanted)))
@@ -333,11 +338,11 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: VideoMAEConfig):
         super().__init__()
         size = (config.tubelet_size, config.patch_size, config.patch_size)
-        self.proj = nn.Conv3d(CHANNELS, config.encoder_dim, size, stride=size)
+        self.proj = nn.Conv3d(config.channels, config.encoder_dim, size, stride=size)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens `[V, t*P*P*3]` in (t, row, column, channel) order -> `[V, D]`."""
-        # [D, 3, t, P, P] -> [D, t, P, P, 3] -> [D, t*P*P*3]
+        """Tokens `[V, t*P*P*C]` in (t, row, column, channel) order -> `[V, D]`."""
+        # [D, C, t, P, P] -> [D, t, P, P, C] -> [D, t*P*P*C]
         weight = self.proj.weight.permute(0, 2, 3, 4, 1).flatten(1)
         return F.linear(tokens, weight, self.proj.bias)
 
@@ -416,11 +421,21 @@ def _run_blocks(
 
 
 def patchify(clips: Tensor, config: VideoMAEConfig) -> Tensor:
-    """Clips -> tokens of the same dtype: `[B, T, H, W, 3]` -> `[B * N, t*P*P*3]`."""
+    """Clips -> tokens of the same dtype: `[B, T, H, W, C]` -> `[B * N, t*P*P*C]`."""
     t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
-    # [B, T, H, W, 3] -> [B, T/t, t, H/P, P, W/P, P, 3] -> [B, T/t, H/P, W/P, t, P, P, 3]
-    parts = clips.reshape(clips.shape[0], -1, t, grid, p, grid, p, CHANNELS)
+    # [B, T, H, W, C] -> [B, T/t, t, H/P, P, W/P, P, C] -> [B, T/t, H/P, W/P, t, P, P, C]
+    parts = clips.reshape(clips.shape[0], -1, t, grid, p, grid, p, config.channels)
     return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, config.token_values)
+
+
+def pixel_statistics(config: VideoMAEConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels in 0 to 1 for each channel, that the input is normalised with.
+
+    Those of the config, else ImageNet's, of gray by its luma.
+    """
+    if config.pixel_mean is not None and config.pixel_std is not None:
+        return config.pixel_mean, config.pixel_std
+    return (GRAY_MEAN, GRAY_STD) if config.channels == GRAY else (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def time_means(tokens: Tensor, steps: int) -> Tensor:
@@ -430,8 +445,8 @@ def time_means(tokens: Tensor, steps: int) -> Tensor:
 
 
 def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
-    """Raises ValueError for clips that are not `[B, T, H, W, 3]` with the model's sizes."""
-    expected = (config.num_frames, config.input_size, config.input_size, CHANNELS)
+    """Raises ValueError for clips that are not `[B, T, H, W, C]` with the model's sizes."""
+    expected = (config.num_frames, config.input_size, config.input_size, config.channels)
     if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
         raise ValueError(f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from savimae.data.video import FrameFolder, GrayPlane, VideoFile
+from savimae.data.video import AnyVideo, GrayPlane
 from savimae.kernels import change
 from savimae.kernels import patches as kernels
 from savimae.kernels.resize import resize, resize_buffers
@@ -114,7 +114,7 @@ def frame_saliency(config: SaliencyConfig) -> FrameSaliency | FrameChange:
 
 
 def patch_chunks(
-    video: VideoFile | FrameFolder, config: SaliencyConfig, from_maps: bool = False
+    video: AnyVideo, config: SaliencyConfig, from_maps: bool = False
 ) -> Iterator[np.ndarray]:
     """Patches of every frame in order, in chunks uint8 `[<= 256, H_p, W_p]`: 0 and 1, or scores.
 
@@ -143,7 +143,7 @@ def patch_chunks(
         yield chunk[:filled]
 
 
-def frame_maps(video: VideoFile | FrameFolder, config: SaliencyConfig) -> Iterator[np.ndarray]:
+def frame_maps(video: AnyVideo, config: SaliencyConfig) -> Iterator[np.ndarray]:
     """Saliency maps of every frame in order, uint8 `[S, S]`; frame 0 as in `patch_chunks`.
 
     Raises:
@@ -164,7 +164,7 @@ def frame_maps(video: VideoFile | FrameFolder, config: SaliencyConfig) -> Iterat
         yield first
 
 
-def video_patches(video: VideoFile | FrameFolder, config: SaliencyConfig) -> np.ndarray:
+def video_patches(video: AnyVideo, config: SaliencyConfig) -> np.ndarray:
     """The array of a video: uint8 `[T, H_p, W_p]`, 1 where the patch is salient, or scores.
 
     Raises:

@@ -11,8 +11,8 @@ import imageio.v3 as imageio
 import numpy as np
 
 from savimae.data.jpeg import QUALITY, encode_jpeg
-from savimae.data.lists import Video
-from savimae.data.video import FrameFolder, VideoFile, open_video
+from savimae.data.lists import ARRAYS, Video
+from savimae.data.video import AnyVideo, open_video
 from savimae.saliency.arrays import array_frames, array_path, write_array
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import frame_maps, patch_chunks
@@ -41,7 +41,7 @@ class ArrayMaker:
 
     def settings(self) -> dict[str, Any]:
         return {
-            "output": "patches",
+            "output": ARRAYS,
             "source": "maps" if self.from_maps else "frames",
             **self.saliency.of_arrays,
             "dtype": self.dtype,
@@ -54,7 +54,7 @@ class ArrayMaker:
         return array_frames(target, self.saliency.grid_size, self.dtype) is not None
 
     def make(self, video: Video, target: str) -> Done:
-        frames = open_video(video.path)
+        frames = open_video(video.path, fills_range=self.from_maps)
         chunks = patch_chunks(frames, self.saliency, self.from_maps)
         n = self.saliency.grid_size
         n_frames, n_salient = write_array(target, _counted(chunks, frames), n, self.dtype)
@@ -74,7 +74,7 @@ class _FolderMaker:
     def _fill(
         self,
         target: str,
-        frames: VideoFile | FrameFolder,
+        frames: AnyVideo,
         contents: Iterable[bytes],
         extension: str,
     ) -> Done:

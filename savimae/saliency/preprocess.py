@@ -129,6 +129,7 @@ def _process(
 ) -> Report:
     found, distinct = _find_work(source, options.root, maker)
     videos = distinct[: options.limit]
+    _refuse_overwriting(videos, out, maker)
     mine = shard_videos(videos, options.shard)
     record_config(out, maker.settings())
 
@@ -256,6 +257,16 @@ def _refuse_video_files(found: VideoList) -> None:
         if not os.path.isdir(video.path):
             raise UsageError(
                 f"{shown(video.path)} is a file; saliency maps are folders of gray PNGs"
+            )
+
+
+def _refuse_overwriting(videos: list[Video], out: str, maker: Maker) -> None:
+    """Raises UsageError if the output of a video would take the place of the video itself."""
+    for video in videos:
+        if os.path.abspath(maker.target(out, video)) == os.path.abspath(video.path):
+            raise UsageError(
+                f"{shown(out)}: {shown(video.path)} would be overwritten by its array; choose "
+                "another folder"
             )
 
 

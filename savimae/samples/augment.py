@@ -39,12 +39,21 @@ def resized_crop_box(height: int, width: int, smallest: float, key: np.uint64) -
     return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
 
 
-def erase(pixels: np.ndarray, probability: float, key: np.uint64) -> None:
-    """Fill a random rectangle of a clip uint8 `[T, S, S, 3]` with noise, in place, or do nothing.
+def erase(
+    pixels: np.ndarray,
+    probability: float,
+    key: np.uint64,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> None:
+    """Fill a random rectangle of a clip uint8 `[T, S, S, C]` with noise, in place, or do nothing.
 
-    The noise is normal with ImageNet's mean and deviation, as a normalised input sees it.
+    The noise is normal with the mean and deviation that the input is normalised with.
+
+    Args:
+        mean, std: of pixels in 0 to 1, for each of the C channels.
     """
-    n_frames, size = pixels.shape[:2]
+    n_frames, size, _, channels = pixels.shape
     first, *draws = uniform(key, ERASING, 1 + 4 * ATTEMPTS)
     if first >= probability:
         return
@@ -55,8 +64,8 @@ def erase(pixels: np.ndarray, probability: float, key: np.uint64) -> None:
         if 0 < height < size and 0 < width < size:
             top, left = int(y * (size - height + 1)), int(x * (size - width + 1))
             rng = np.random.default_rng([int(key), int(ERASING)])
-            noise = rng.standard_normal((n_frames, height, width, 3), np.float32)
-            values = (noise * IMAGENET_STD + IMAGENET_MEAN) * 255
+            noise = rng.standard_normal((n_frames, height, width, channels), np.float32)
+            values = (noise * std + mean) * 255
             pixels[:, top : top + height, left : left + width] = values.clip(0, 255).round()
             return
 
@@ -94,7 +103,7 @@ def draw_mixing(size: int, mixup: float, cutmix: float, key: np.uint64) -> Mixin
 
 
 def mix_clips(pixels: np.ndarray, other: np.ndarray, mixing: Mixing) -> np.ndarray:
-    """Two clips uint8 `[T, S, S, 3]` as one."""
+    """Two clips uint8 `[T, S, S, C]` as one."""
     if mixing.box is None:
         share = np.float32(mixing.share)
         return (pixels * share + other * (1 - share)).round().astype(np.uint8)

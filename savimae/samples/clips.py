@@ -1,6 +1,7 @@
 """Clips: which frames, which part of them, and which of their patches are salient.
 
-Legend: T frames of a video, S input size, H_p = W_p = S / patch size, N tokens of a clip.
+Legend: T frames of a video, S input size, C channels (3, RGB; 1, gray), H_p = W_p = S / patch
+size, N tokens of a clip.
 
 A clip's frames are chosen once; pixels and saliency both follow them, through crop and flip. What
 is drawn depends on the key of the sample alone (see `randomness`).
@@ -15,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from savimae.data.decoded import GRAY, RGB
 from savimae.data.lists import Video
 from savimae.data.video import ChooseFrames, GrayPlane, open_video
 from savimae.kernels.resize import resize_buffers
-from savimae.kernels.rgb import luma_rgb, resize_rgb
+from savimae.kernels.rgb import luma_rgb, resize_gray, resize_rgb
 from savimae.saliency.array_source import ArraySource, cut_name, open_arrays
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import FrameSaliency, frame_saliency
@@ -47,6 +49,7 @@ class ClipConfig:
     input_size: int = 224  # side of the frames that the model sees, in pixels
     augment: str = "none"
     hflip: bool = False  # mirror every other clip
+    channels: int = RGB  # of pixels; GRAY: luma, as saliency sees it
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "sampling_rate", "input_size"):
@@ -54,6 +57,15 @@ class ClipConfig:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.augment not in AUGMENTATIONS:
             raise ValueError(f"augment {self.augment!r} is not one of {', '.join(AUGMENTATIONS)}")
+        if self.channels not in (GRAY, RGB):
+            raise ValueError(f"channels must be {GRAY} or {RGB}, not {self.channels}")
+
+    def recorded(self) -> dict[str, Any]:
+        """All fields, as outputs record them; older ones lack channels, which were 3."""
+        fields = dataclasses.asdict(self)
+        if self.channels == RGB:
+            del fields["channels"]
+        return fields
 
     @property
     def span(self) -> int:
@@ -105,22 +117,24 @@ def is_flipped(config: ClipConfig, key: np.uint64) -> bool:
 class Clip(NamedTuple):
     """What the model gets for one sample."""
 
-    pixels: np.ndarray  # uint8 [num_frames, S, S, 3]
+    pixels: np.ndarray  # uint8 [num_frames, S, S, C]
     saliency: np.ndarray  # bool [N], the salient tokens
     frame_indices: np.ndarray  # int64 [num_frames], in the video
 
 
 class FrameResizer:
-    """Crops, resizes and mirrors RGB frames, with buffers it reuses. One instance a thread."""
+    """Crops, resizes and mirrors frames, with buffers it reuses. One instance a thread."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, channels: int = RGB):
         self.size = size
+        self.channels = channels
+        self._resize = resize_gray if channels == GRAY else resize_rgb
         self._fitted = (0, 0)  # height and width of the parts that the buffers are for
         self._buffers: tuple[np.ndarray, ...] = ()
-        self._planes = np.empty((3, 0, 0), np.uint8)
+        self._planes = np.empty((channels, 0, 0), np.uint8)
 
     def resize(self, frame: np.ndarray, box: Box, mirrored: bool, out: np.ndarray) -> None:
-        """The part `box` of a frame uint8 `[H, W, 3]`; writes out uint8 `[S, S, 3]`."""
+        """The part `box` of a frame uint8 `[H, W, C]`; writes out uint8 `[S, S, C]`."""
         if (box.height, box.width) == (self.size, self.size):
             part = frame[box.top : box.top + self.size, box.left : box.left + self.size]
             out[:] = part[:, ::-1] if mirrored else part
@@ -128,10 +142,10 @@ class FrameResizer:
         if self._fitted != (box.height, box.width):
             self._fitted = (box.height, box.width)
             self._buffers = tuple(resize_buffers(box.height, box.width, self.size))
-            self._planes = np.empty((3, box.height, box.width), np.uint8)
+            self._planes = np.empty((self.channels, box.height, box.width), np.uint8)
         pixels = frame.view()
         pixels.flags.writeable = False  # one kind of argument: one compiled kernel
-        resize_rgb(
+        self._resize(
             pixels, box.top, box.left, box.height, box.width, mirrored,
             self._buffers, self._planes, out,
         )  # fmt: skip
@@ -213,7 +227,7 @@ class ClipReader:
                 )
             return clip_indices(n_found, config, key) if frames_of is None else frames_of(n_found)
 
-        frames, indices = open_video(video.path).read_clip(choose, n_frames)
+        frames, indices = open_video(video.path).read_clip(choose, n_frames, self.config.channels)
         flipped = is_flipped(self.config, key)
         pixels = self._pixels(frames, key, flipped)
         if array is None:
@@ -235,9 +249,9 @@ class ClipReader:
         return most_salient(scores, self.saliency.share, key)
 
     def _pixels(self, frames: list[np.ndarray], key: np.uint64, flipped: bool) -> np.ndarray:
-        """Frames of any size -> uint8 `[num_frames, S, S, 3]`, cropped, resized, mirrored."""
+        """Frames of any size -> uint8 `[num_frames, S, S, C]`, cropped, resized, mirrored."""
         size = self.config.input_size
-        pixels = np.empty((len(frames), size, size, 3), np.uint8)
+        pixels = np.empty((len(frames), size, size, self.config.channels), np.uint8)
         resizer = self._kernels().resizer
         box_of = functools.cache(lambda height, width: crop_box(height, width, self.config, key))
         for index, frame in enumerate(frames):
@@ -262,7 +276,10 @@ class ClipReader:
         is_change = self.saliency.kind == CHANGE
         saliency = frame_saliency(self.saliency) if is_change else self._kernels().saliency
         for frame, out in zip(pixels, patches, strict=True):
-            luma_rgb(frame, gray)
+            if self.config.channels == GRAY:
+                gray[:] = frame[..., 0]
+            else:
+                luma_rgb(frame, gray)
             saliency.patches(whole, out)
         if is_change and len(patches) > 1:
             patches[0] = patches[1]
@@ -272,7 +289,8 @@ class ClipReader:
         """The kernels of this thread."""
         if not hasattr(self._of_thread, "kernels"):
             self._of_thread.kernels = _Kernels(
-                FrameResizer(self.config.input_size), FrameSaliency(self.saliency)
+                FrameResizer(self.config.input_size, self.config.channels),
+                FrameSaliency(self.saliency),
             )
         kernels: _Kernels = self._of_thread.kernels
         return kernels

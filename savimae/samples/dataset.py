@@ -65,9 +65,10 @@ class VideoClips(Dataset[dict[str, Any]]):
         visible_tokens: int | None = None,
         augment: str = "none",
         hflip: bool = False,
+        channels: int = 3,
         seed: int = 0,
     ):
-        clips = ClipConfig(num_frames, sampling_rate, input_size, augment, hflip)
+        clips = ClipConfig(num_frames, sampling_rate, input_size, augment, hflip, channels)
         if num_frames % tubelet_size or input_size % patch_size:
             raise ValueError("num_frames and input_size are multiples of tubelet and patch size")
         of_saliency = choose_saliency(
@@ -115,8 +116,8 @@ class VideoClips(Dataset[dict[str, Any]]):
         """Sample `index` of the epoch.
 
         Returns:
-            `pixels` uint8 `[T, S, S, 3]`; `salient` bool `[N]`, the salient tokens; `mask` bool
-            `[N]`, True = masked (absent without masks); `label`, -1 for none; `index`.
+            `pixels` uint8 `[T, S, S, channels]`; `salient` bool `[N]`, the salient tokens; `mask`
+            bool `[N]`, True = masked (absent without masks); `label`, -1 for none; `index`.
 
         Raises:
             IndexError: below 0, or beyond the last video.

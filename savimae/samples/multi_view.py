@@ -1,6 +1,7 @@
 """Views of a video for testing: clips spread over its time, crops spread over its frames.
 
-Legend: V views, T frames of a clip, S input size, C crops of a frame.
+Legend: V views, T frames of a clip, S input size, K crops of a frame, C channels of a
+pixel.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Window(NamedTuple):
     start_s: float
     end_s: float
     span_s: float  # of a clip, from its first frame to its last
-    views: np.ndarray  # uint8 [V, T, S, S, 3]
+    views: np.ndarray  # uint8 [V, T, S, S, C]
 
 
 def window_clips(
@@ -98,7 +99,7 @@ class ViewReader:
         self.views = views
 
     def read(self, video: Video) -> np.ndarray:
-        """All views of `video`, the crops of a clip together: uint8 `[V, T, S, S, 3]`.
+        """All views of `video`, the crops of a clip together: uint8 `[V, T, S, S, C]`.
 
         Raises:
             VideoError: the video cannot be decoded.
@@ -109,8 +110,8 @@ class ViewReader:
             chosen[:] = [spread_clips(n_frames, self.config, self.views.clips)]
             return np.unique(chosen[0])
 
-        frames, indices = open_video(video.path).read_clip(choose)
-        resizer = FrameResizer(self.config.input_size)
+        frames, indices = open_video(video.path).read_clip(choose, channels=self.config.channels)
+        resizer = FrameResizer(self.config.input_size, self.config.channels)
         cropped = [self._crops(frame, resizer) for frame in frames]
         return self._assemble(dict(zip(indices.tolist(), cropped, strict=True)), chosen[0])
 
@@ -129,8 +130,8 @@ class ViewReader:
         per_window = round(every_s * source.frames_per_s)
         of_windows = window_clips(n_frames, per_window, self.config, self.views.clips)
         wanted = np.unique(np.concatenate(of_windows))
-        frames = zip(wanted.tolist(), source.frames_at(wanted), strict=True)
-        resizer = FrameResizer(self.config.input_size)
+        frames = zip(wanted.tolist(), source.frames_at(wanted, self.config.channels), strict=True)
+        resizer = FrameResizer(self.config.input_size, self.config.channels)
         kept: dict[int, np.ndarray] = {}  # frame -> its crops, until no window needs it any more
         for number, chosen in enumerate(of_windows):
             kept = {index: crops for index, crops in kept.items() if index >= chosen.min()}
@@ -145,18 +146,18 @@ class ViewReader:
             )  # fmt: skip
 
     def _crops(self, frame: np.ndarray, resizer: FrameResizer) -> np.ndarray:
-        """Frame uint8 `[H, W, 3]` -> its crops `[C, S, S, 3]`."""
+        """Frame uint8 `[H, W, C]` -> its crops `[K, S, S, C]`."""
         size = self.config.input_size
         boxes = spread_crops(frame.shape[0], frame.shape[1], self.views.crops)
-        crops = np.empty((len(boxes), size, size, 3), np.uint8)
+        crops = np.empty((len(boxes), size, size, self.config.channels), np.uint8)
         for box, out in zip(boxes, crops, strict=True):
             resizer.resize(frame, box, False, out)
         return crops
 
     @staticmethod
     def _assemble(crops_of: dict[int, np.ndarray], clips: np.ndarray) -> np.ndarray:
-        """Crops `[C, S, S, 3]` by frame, clips int `[clips, T]` -> uint8 `[V, T, S, S, 3]`."""
-        # [clips, T, C, S, S, 3] -> [clips, C, T, S, S, 3] -> [V, T, S, S, 3]
+        """Crops `[K, S, S, C]` by frame, clips int `[clips, T]` -> uint8 `[V, T, S, S, C]`."""
+        # [clips, T, K, S, S, C] -> [clips, K, T, S, S, C] -> [V, T, S, S, C]
         pixels = np.stack([[crops_of[int(index)] for index in clip] for clip in clips])
         return np.ascontiguousarray(pixels.swapaxes(1, 2)).reshape(
             -1, *pixels.shape[1:2], *pixels.shape[3:]

@@ -54,7 +54,7 @@ def view_outputs(
 ) -> Tensor:  # fmt: skip
     """What `finish` makes of the logits of views, some at a time.
 
-    Uint8 `[V, T, S, S, 3]` -> float32 `[V, K]`.
+    Uint8 `[V, T, S, S, C]` -> float32 `[V, K]`.
     """
     with torch.no_grad(), autocast(device, precision):
         logits = torch.cat([model(part.to(device)) for part in views.split(batch_size)])

@@ -1,7 +1,7 @@
 """Fine-tuning a classifier: from options to a run of the loop, and the test after it.
 
-Legend: B clips, T frames, S input size, K classes, labels or numbers, L depth of the encoder, W
-width of what the last layer sees, V views of a video.
+Legend: B clips, T frames, S input size, C channels, K classes, labels or numbers, L depth of the
+encoder, W width of what the last layer sees, V views of a video.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from savimae.data.lists import (
 from savimae.data.video import naming_video, open_video
 from savimae.model.classifier import HeadConfig, VideoClassifier
 from savimae.model.config import VideoMAEConfig
+from savimae.model.videomae import pixel_statistics
 from savimae.samples.augment import (
     draw_mixing,
     drop_path_branches,
@@ -76,7 +77,7 @@ from savimae.training.classifier_test import (
 )
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
-from savimae.training.loaded_weights import Sizes, resized
+from savimae.training.loaded_weights import ClipShape, adapted
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES
 from savimae.training.objectives import (
@@ -131,6 +132,7 @@ class FinetuneConfig(RunConfig):
 
     num_frames: int | None = None  # None: as the model was pretrained
     input_size: int | None = None  # the same
+    channels: int | None = None  # None: as the model was pretrained
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
     smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
     hflip: bool = True
@@ -245,7 +247,7 @@ class Sample(NamedTuple):
     """One clip of an epoch, augmented and mixed."""
 
     video: Video
-    pixels: np.ndarray  # uint8 [T, S, S, 3]
+    pixels: np.ndarray  # uint8 [T, S, S, C]
     target: np.ndarray  # float32 [K], see `Objective.target`
     branches: np.ndarray  # float32 [L, 2]
     features: np.ndarray  # float32 [W]
@@ -324,21 +326,22 @@ class Finetuning(PlainTask):
         return Sample(video, pixels, target, branches, features)
 
     def _clip(self, video: Video, key: np.uint64) -> np.ndarray:
-        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, 3]`."""
+        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, C]`."""
         with naming_video(video.path):
             frames, _ = open_video(video.path).read_clip(
-                lambda n_frames: clip_indices(n_frames, self.clips, key)
+                lambda n_frames: clip_indices(n_frames, self.clips, key),
+                channels=self.clips.channels,
             )
         size = self.clips.input_size
-        pixels = np.empty((len(frames), size, size, 3), np.uint8)
-        resizer = FrameResizer(size)
+        pixels = np.empty((len(frames), size, size, self.clips.channels), np.uint8)
+        resizer = FrameResizer(size, self.clips.channels)
         for frame, out in zip(frames, pixels, strict=True):
             height, width, _ = frame.shape
             box = Box(0, 0, width, height)
             if self.config.smallest_crop < 1:
                 box = resized_crop_box(height, width, self.config.smallest_crop, key)
             resizer.resize(frame, box, is_flipped(self.clips, key), out)
-        erase(pixels, self.config.erasing, key)
+        erase(pixels, self.config.erasing, key, *pixel_statistics(self.model.config))
         return pixels
 
     def sample_name(self, sample: Sample) -> str:
@@ -524,15 +527,18 @@ class FinetuningRun:
         self.classes = labelled.classes
         self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
-        sizes = Sizes(config.num_frames, config.input_size)
-        self.weights = resized(config.checkpoint, read_weights(config.checkpoint), sizes)
+        clips = ClipShape(config.num_frames, config.input_size, config.channels)
+        self.weights = adapted(config.checkpoint, read_weights(config.checkpoint), clips)
         rate = config.sampling_rate
         if rate is None:
             rate = self.weights.settings.get("sampling_rate", ClipConfig.sampling_rate)
         shape = self.shape
         try:
             self._check_frozen()
-            self.clips = ClipConfig(shape.num_frames, rate, shape.input_size, hflip=config.hflip)
+            self.clips = ClipConfig(
+                shape.num_frames, rate, shape.input_size, hflip=config.hflip,
+                channels=shape.channels,
+            )  # fmt: skip
             scale = scale_of(self.train) if config.task == REGRESS else None
             self.outputs = Outputs(labelled.classes, config.task, scale)
         except ValueError as error:
@@ -566,7 +572,7 @@ class FinetuningRun:
     @property
     def model_config(self) -> dict[str, Any]:
         return {
-            **dataclasses.asdict(self.shape),
+            **self.shape.recorded(),
             "n_classes": len(self.classes),
             "classes": self.classes,
             **self.outputs.in_config(),
@@ -589,7 +595,7 @@ class FinetuningRun:
             "sampling": (config.sampling, "natural"), "freeze": (config.freeze, 0),
             "pool": (config.pool, HeadConfig.pool), "standardize": (config.standardize, False),
         }  # fmt: skip
-        shape = dataclasses.asdict(self.shape)
+        shape = self.shape.recorded()
         del shape["checkpoint_activations"]
         return {
             "output": "classifier",

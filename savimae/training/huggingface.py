@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from savimae.model.config import VideoMAEConfig
+from savimae.model.config import GRAY, VideoMAEConfig
 from savimae.model.layouts import (
     HUGGINGFACE_CONFIG,
     State,
@@ -25,7 +25,7 @@ from savimae.model.layouts import (
     to_huggingface,
     usual_biases,
 )
-from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD, LAYER_NORM_EPS
+from savimae.model.videomae import LAYER_NORM_EPS, pixel_statistics
 from savimae.samples.clips import ClipConfig
 from savimae.system.errors import SavimaeError, one_line, shown
 from savimae.system.files import atomic_folder, read_json
@@ -41,6 +41,7 @@ PROBLEMS = {
     CLASSIFY: "single_label_classification", MULTILABEL: "multi_label_classification",
     REGRESS: "regression",
 }  # fmt: skip
+STATISTICS = ("pixel_mean", "pixel_std")  # of ours, where they are not ImageNet's
 PRIVATE = ("checkpoint", "init")  # settings that name files of their user
 BILINEAR = 2  # Pillow's number of it
 NAMED_CLASSES = 30  # of a model card
@@ -79,6 +80,9 @@ def read_huggingface(
     known = {
         ours: fields[theirs] for theirs, ours in HUGGINGFACE_CONFIG.items() if theirs in fields
     }
+    ours = fields.get(OURS)
+    ours = ours if isinstance(ours, dict) else {}
+    known |= {name: ours[name] for name in STATISTICS if name in ours}
     config = our_config(folder, known)
     # Dropout is not for inference, and their default norm eps of 1e-12 is no choice of anybody's:
     # models trained with 1e-6 carry it. What changes predictions is refused.
@@ -139,7 +143,6 @@ def _config(weights: Weights) -> dict[str, Any]:
         **{theirs: ours[name] for theirs, name in HUGGINGFACE_CONFIG.items()},
         "intermediate_size": 4 * weights.config.encoder_dim,
         "decoder_intermediate_size": 4 * weights.config.decoder_dim,
-        "num_channels": 3,
         "hidden_act": "gelu",
         "qkv_bias": True,
         "use_mean_pooling": k is not None,
@@ -154,6 +157,7 @@ def _config(weights: Weights) -> dict[str, Any]:
     fields[OURS] = {
         "settings": {n: v for n, v in weights.settings.items() if n not in PRIVATE},
         "views": None if weights.views is None else dataclasses.asdict(weights.views),
+        **{n: v for n, v in weights.config.recorded().items() if n in STATISTICS},
     }
     return fields
 
@@ -161,6 +165,7 @@ def _config(weights: Weights) -> dict[str, Any]:
 def _preprocessor(weights: Weights) -> dict[str, Any]:
     """How a frame becomes the input: pressed whole, or the middle square of one."""
     side = weights.config.input_size
+    mean, std = pixel_statistics(weights.config)
     square = {"height": side, "width": side}
     is_cropped = weights.views is not None and weights.views.crops is not None
     return {
@@ -173,8 +178,8 @@ def _preprocessor(weights: Weights) -> dict[str, Any]:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(IMAGENET_MEAN),
-        "image_std": list(IMAGENET_STD),
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
 
 
@@ -208,6 +213,22 @@ The pipeline looks at the first {frames} frames of a video, {rate} apart.
 `savimae predict {name} video.mp4` looks at clips spread over all of it ({views})
 and averages their probabilities.
 """
+_USE_GRAY_CLASSIFIER = """\
+## Use
+
+```python
+from transformers import AutoImageProcessor, VideoMAEForVideoClassification
+
+processor = AutoImageProcessor.from_pretrained("{name}")
+classifier = VideoMAEForVideoClassification.from_pretrained("{name}")
+# frames: a list of {frames} gray frames, {rate} apart, uint8 [height, width, 1] each
+logits = classifier(**processor(frames, return_tensors="pt")).logits
+```
+
+The pipeline of transformers reads videos in color, which this model does not take.
+`savimae predict {name} video.mp4` looks at clips spread over all of a video ({views})
+and averages their probabilities.
+"""
 _USE_ENCODER = """\
 ## Use
 
@@ -215,7 +236,8 @@ _USE_ENCODER = """\
 from transformers import VideoMAEModel
 
 encoder = VideoMAEModel.from_pretrained("{name}")
-# pixel_values: [clips, {frames}, 3, {side}, {side}] -> last_hidden_state [clips, {tokens}, {dim}]
+# pixel_values: [clips, {frames}, {channels}, {side}, {side}]
+# -> last_hidden_state: [clips, {tokens}, {dim}]
 ```
 
 Clips have {frames} frames, {rate} apart.
@@ -228,7 +250,7 @@ _USE_REGRESSION = """\
 from transformers import VideoMAEForVideoClassification
 
 model = VideoMAEForVideoClassification.from_pretrained("{name}")
-# pixel_values: [clips, {frames}, 3, {side}, {side}] -> logits: the numbers, [clips, {outputs}]
+# pixel_values: [clips, {frames}, {channels}, {side}, {side}] -> logits: the numbers, [clips, {outputs}]
 ```
 
 Clips have {frames} frames, {rate} apart.
@@ -258,7 +280,8 @@ def model_card(name: str, weights: Weights, results: Mapping[str, Any]) -> str:
         views = f"{weights.views.clips} clips, " + (f"{crops} crops" if crops else "whole frames")
     words = {
         "name": name, "rate": rate, "frames": shape.num_frames, "side": shape.input_size,
-        "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views, "outputs": k,
+        "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views,
+        "outputs": k, "channels": shape.channels,
     }  # fmt: skip
     if k is None:
         what = "A video encoder: a VideoMAE that was pretrained without labels, with its decoder."
@@ -272,7 +295,8 @@ def model_card(name: str, weights: Weights, results: Mapping[str, Any]) -> str:
     else:
         what = f"A video classifier of {k} classes: a VideoMAE encoder, fine-tuned."
         more = "It knows its classes only, and names one of them for every video."
-    use = _USE_ENCODER if k is None else _USE_CLASSIFIER
+    of_classifier = _USE_GRAY_CLASSIFIER if shape.channels == GRAY else _USE_CLASSIFIER
+    use = _USE_ENCODER if k is None else of_classifier
     if weights.task == REGRESS:  # the pipeline would make probabilities of its numbers
         use = _USE_REGRESSION
     parts = [
@@ -292,7 +316,8 @@ def _training(weights: Weights) -> str:
     rows = [
         ("encoder", f"{shape.encoder_dim} wide, {shape.encoder_depth} deep, "
                     f"{shape.encoder_heads} heads"),
-        ("input", f"{shape.num_frames} frames of {shape.input_size} x {shape.input_size} pixels"),
+        ("input", f"{shape.num_frames} {'gray ' if shape.channels == GRAY else ''}frames of "
+                  f"{shape.input_size} x {shape.input_size} pixels"),
     ]  # fmt: skip
     if weights.classes:
         more = f", … ({len(weights.classes)})" if len(weights.classes) > NAMED_CLASSES else ""

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from savimae.model.channels import gray_config, gray_weights
 from savimae.model.classifier import HeadConfig, VideoClassifier
-from savimae.model.config import VideoMAEConfig
+from savimae.model.config import GRAY, VideoMAEConfig
 from savimae.model.layouts import ENCODER, State, head_of
 from savimae.model.videomae import Encoder
 from savimae.samples.multi_view import Views
@@ -48,18 +49,19 @@ def class_names(classes: Sequence[str], k: int) -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ClipShape:
     """Of the clips that a model gets; None: as it was trained."""
 
     num_frames: int | None = None
     input_size: int | None = None
+    channels: int | None = None
 
 
-AS_TRAINED = Sizes()
+AS_TRAINED = ClipShape()
 
 
-def resized(path: str, weights: Weights, sizes: Sizes) -> Weights:
-    """The same parameters, for clips of other sizes; no parameter depends on them.
+def adapted(path: str, weights: Weights, clips: ClipShape) -> Weights:
+    """The same weights for clips of another shape. No parameter depends on their sizes.
 
     Positions are computed anew: those of the first time steps stay what they were if the number of
     frames changes; with another size of the frames a token has another number.
@@ -68,9 +70,12 @@ def resized(path: str, weights: Weights, sizes: Sizes) -> Weights:
         path: where the weights come from, for the error.
 
     Raises:
-        UsageError: sizes that are no multiples of the patch or tubelet size.
+        UsageError: sizes that are no multiples of the patch or tubelet size, or gray weights for
+            RGB.
     """
-    given = {name: value for name, value in vars(sizes).items() if value is not None}
+    weights = in_channels(path, weights, clips.channels)
+    sizes = {"num_frames": clips.num_frames, "input_size": clips.input_size}
+    given: dict[str, Any] = {name: n for name, n in sizes.items() if n is not None}
     try:
         config = dataclasses.replace(weights.config, **given)
     except ValueError as error:
@@ -78,7 +83,7 @@ def resized(path: str, weights: Weights, sizes: Sizes) -> Weights:
     return dataclasses.replace(weights, config=config)
 
 
-def check_time_means(path: str, weights: Weights, sizes: Sizes) -> None:
+def check_time_means(path: str, weights: Weights, clips: ClipShape) -> None:
     """Raises UsageError for a classifier of one mean for each time step, if their number changes.
 
     Args:
@@ -86,12 +91,35 @@ def check_time_means(path: str, weights: Weights, sizes: Sizes) -> None:
     """
     shape = weights.config
     is_by_time = weights.n_classes and head_of(weights.state, shape).pool != HeadConfig.pool
-    if is_by_time and sizes.num_frames not in (None, shape.num_frames):
+    if is_by_time and clips.num_frames not in (None, shape.num_frames):
         raise UsageError(
             f"{shown(path)}: its last layer sees a mean for each of {shape.time_steps} time steps, "
             f"so that clips have {shape.num_frames} frames; leave --num-frames out, or fine-tune "
             "with it"
         )
+
+
+def in_channels(path: str, weights: Weights, channels: int | None) -> Weights:
+    """The same weights for videos of this many channels: RGB ones as `gray_weights`.
+
+    Args:
+        path: where they come from, for the error.
+        channels: 1 or 3; None: as they are.
+
+    Raises:
+        UsageError: gray weights for RGB.
+    """
+    config = weights.config
+    if channels in (None, config.channels):
+        return weights
+    if channels != GRAY:
+        raise UsageError(
+            f"--channels {channels}: {shown(path)} is of gray videos; leave it out, and the videos "
+            "are made gray"
+        )
+    return dataclasses.replace(
+        weights, config=gray_config(config), state=gray_weights(weights.state, config)
+    )
 
 
 def encoder_of(weights: Weights) -> Encoder:

@@ -1,6 +1,6 @@
 """Pretraining: from options to a run of the loop.
 
-Legend: B clips, T frames, S input size, N tokens of a clip. Masks: True = masked.
+Legend: B clips, T frames, S input size, C channels, N tokens of a clip. Masks: True = masked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from savimae.data.lists import Video, VideoList, distinct_videos, find_videos, names_digest
 from savimae.data.video import VideoError, naming_video
-from savimae.model.config import PUBLISHED, VideoMAEConfig, describe, model_config, step_flops
+from savimae.model.channels import gray_config
+from savimae.model.config import (
+    GRAY,
+    PUBLISHED,
+    VideoMAEConfig,
+    describe,
+    model_config,
+    step_flops,
+)
 from savimae.model.videomae import VideoMAE
 from savimae.saliency.array_source import cut_words, find_cut
 from savimae.saliency.config import (
@@ -55,6 +63,7 @@ from savimae.training.attention_choice import (
 from savimae.training.checkpoint import last_checkpoint
 from savimae.training.distributed import World
 from savimae.training.launch import check_launch, launch, print_steps
+from savimae.training.loaded_weights import in_channels
 from savimae.training.loop import Loop, PlainTask
 from savimae.training.machine import DTYPES, autocast
 from savimae.training.optimizer import OPTIMIZERS, make_optimizer
@@ -102,6 +111,10 @@ class TrainConfig(RunConfig):
     input_size: int | None = None
     num_frames: int | None = None
     num_frames_schedule: FrameSchedule | None = None  # short clips first; ends with num_frames
+    channels: int | None = None
+    # Of pixels in 0 to 1, numbers with commas, one for each channel; None: ImageNet's.
+    pixel_mean: str | None = None
+    pixel_std: str | None = None
 
     mask_type: str = "savi"
     mask_ratio: float | None = None  # of tube and random masks; None: 0.9
@@ -132,6 +145,8 @@ class TrainConfig(RunConfig):
         if self.on_bad_video not in BAD_VIDEO_POLICIES:
             known = ", ".join(BAD_VIDEO_POLICIES)
             raise ValueError(f"on_bad_video {self.on_bad_video!r} is not one of {known}")
+        for name in ("pixel_mean", "pixel_std"):
+            _numbers(name, getattr(self, name))
         refuse_idle_ratios(
             self.mask_type, self.mask_ratio, self.salient_mask_ratio, self.nonsalient_mask_ratio,
             self.equal_count or self.visible_tokens is not None,
@@ -167,6 +182,9 @@ class TrainConfig(RunConfig):
             "tubelet_size": self.tubelet_size,
             "encoder_depth": self.encoder_depth,
             "decoder_depth": self.decoder_depth,
+            "channels": self.channels,
+            "pixel_mean": _numbers("pixel_mean", self.pixel_mean),
+            "pixel_std": _numbers("pixel_std", self.pixel_std),
         }
         given: dict[str, Any] = {
             name: value for name, value in options.items() if value is not None
@@ -185,6 +203,14 @@ class TrainConfig(RunConfig):
         given["checkpoint_activations"] = self.checkpoint_activations
         if self._init_shape is None:
             return model_config(self.model or DEFAULT_MODEL, **given)
+        shape = self._init_shape
+        if given.get("channels", shape.channels) != shape.channels:
+            if given["channels"] != GRAY:
+                raise ValueError(
+                    f"--channels {given['channels']}: {shown(self.init or '')} is of gray videos; "
+                    "leave it out, and the videos are made gray"
+                )
+            shape = gray_config(shape)
         # Parameters depend on these, but not on the size of the frames and their number.
         for name in ("patch_size", "tubelet_size", "encoder_depth", "decoder_depth"):
             value = getattr(self._init_shape, name)
@@ -194,7 +220,7 @@ class TrainConfig(RunConfig):
                     f"--{name.replace('_', '-')} out to go on with the latter"
                 )
         norm_target = VideoMAEConfig.norm_target
-        return dataclasses.replace(self._init_shape, **{"norm_target": norm_target, **given})
+        return dataclasses.replace(shape, **{"norm_target": norm_target, **given})
 
     @functools.cached_property
     def _init_shape(self) -> VideoMAEConfig | None:
@@ -233,7 +259,12 @@ class TrainConfig(RunConfig):
         """Raises ValueError for an unknown augmentation or a size below 1."""
         model = self.model_shape()
         return ClipConfig(
-            model.num_frames, self.sampling_rate, model.input_size, self.augment, self.hflip
+            model.num_frames,
+            self.sampling_rate,
+            model.input_size,
+            self.augment,
+            self.hflip,
+            model.channels,
         )
 
     def saliency_config(self) -> SaliencyConfig:
@@ -248,6 +279,17 @@ class TrainConfig(RunConfig):
 # ---------------------------------------------------------------------------------- the task
 
 
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.485,0.456,0.406` as numbers. Raises ValueError for other text."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        option = name.replace("_", "-")
+        raise ValueError(f"--{option} {text}: numbers with commas between are wanted") from None
+
+
 class Sample(NamedTuple):
     """One clip of an epoch."""
 
@@ -260,7 +302,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """Clips with their masks, on the device."""
 
-    pixels: Tensor  # uint8 [B, T, S, S, 3]
+    pixels: Tensor  # uint8 [B, T, S, S, C]
     mask: Tensor  # bool [B, N], True = masked
     decoded: Tensor  # bool [B, N], the masked tokens that are reconstructed
     salient: Tensor  # bool [B, N]
@@ -518,14 +560,14 @@ class PretrainingRun:
 
     @property
     def model_config(self) -> dict[str, Any]:
-        return dataclasses.asdict(self.shape)
+        return self.shape.recorded()
 
     @property
     def settings(self) -> dict[str, Any]:
         config, masks, reader = self.config, self.masks, self.reader
         of_savi = ["salient_mask_ratio", "nonsalient_mask_ratio"]
         ratios = of_savi if masks.uses_saliency else ["mask_ratio"]
-        shape = dataclasses.asdict(self.shape)
+        shape = self.shape.recorded()
         del shape["checkpoint_activations"]
         return {
             "output": "pretraining",
@@ -666,7 +708,8 @@ class PretrainingRun:
         print_setup(
             self.setup,
             f"clips of {config.num_frames_schedule or shape.num_frames} frames, "
-            f"{config.sampling_rate} apart, {shape.input_size}x{shape.input_size}",
+            f"{config.sampling_rate} apart, {shape.input_size}x{shape.input_size}"
+            f"{', gray' if shape.channels == GRAY else ''}",
             f"{config.model or describe(shape)}: {n_parameters:.2f} M parameters, "
             f"{shape.n_tokens} tokens a clip",
         )
@@ -746,7 +789,7 @@ def _initialize_from(model: VideoMAE, path: str) -> None:
 
 
 def _initial_weights(path: str, shape: VideoMAEConfig) -> dict[str, Tensor]:
-    weights = load_weights(path)
+    weights = in_channels(path, load_weights(path), shape.channels)
     check_parameters(path, weights.state, shape)
     return weights.state
 

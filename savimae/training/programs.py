@@ -1,6 +1,6 @@
 """Weights as programs for other runtimes: ONNX files, and those of torch.export.
 
-A program takes any number of clips, uint8 `[batch, T, H, W, 3]`, and does the rest itself. An
+A program takes any number of clips, uint8 `[batch, T, H, W, C]`, and does the rest itself. An
 encoder gives `features`, float32 `[batch, D]`, the means of `tokens`, float32 `[batch, N, D]`; a
 classifier gives `logits`, float32 `[batch, K]`, and one of numbers `values`. How a clip is cut from
 a video, and the names of the classes, are in the file as JSON, under the name `savimae`.
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from savimae.model.attention import FUSED
 from savimae.model.classifier import VideoClassifier
+from savimae.model.config import GRAY
 from savimae.model.videomae import Encoder, time_means
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import Views
@@ -60,7 +61,7 @@ class EncoderProgram(nn.Module):
         self.encoder = encoder
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Uint8 `[B, T, H, W, 3]` -> float32 `[B, D]` and `[B, N, D]`."""
+        """Uint8 `[B, T, H, W, C]` -> float32 `[B, D]` and `[B, N, D]`."""
         tokens = self.encoder.whole(clips)
         return time_means(tokens, 1)[:, 0], tokens
 
@@ -85,7 +86,7 @@ class ClassifierProgram(nn.Module):
             self.register_buffer("std", torch.tensor(scale.std))
 
     def forward(self, clips: Tensor) -> tuple[Tensor]:
-        """Uint8 `[B, T, H, W, 3]` -> float32 `[B, K]`."""
+        """Uint8 `[B, T, H, W, C]` -> float32 `[B, K]`."""
         logits = self.classifier(clips)
         return (logits * self.std + self.mean if self.is_scaled else logits,)
 
@@ -116,7 +117,8 @@ def metadata(weights: Weights) -> dict[str, Any]:
     frame = f"{config.input_size} x {config.input_size}"
     return {
         "input": f"clips: uint8 [batch, {config.num_frames}, {config.input_size}, "
-        f"{config.input_size}, 3], RGB, 0 to 255; the program normalises them itself",
+        f"{config.input_size}, {config.channels}], {'gray' if config.channels == GRAY else 'RGB'}, "
+        "0 to 255; the program normalises them itself",
         "output": _OUTPUTS[weights.task] if weights.n_classes else _FEATURES,
         "num_frames": config.num_frames,
         "sampling_rate": settings.get("sampling_rate", ClipConfig.sampling_rate),
@@ -145,7 +147,7 @@ def write_program(source: str, weights: Weights, out: str, kind: str, int8: bool
     """
     program = program_of(source, weights)
     side, n_frames = weights.config.input_size, weights.config.num_frames
-    clips = torch.zeros(EXAMPLES, n_frames, side, side, 3, dtype=torch.uint8)
+    clips = torch.zeros(EXAMPLES, n_frames, side, side, weights.config.channels, dtype=torch.uint8)
     about = json.dumps(metadata(weights))
     with torch.no_grad(), _quiet():
         if kind == EXPORT:

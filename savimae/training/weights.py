@@ -200,6 +200,11 @@ def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) ->
     if to == ONNX:
         check_onnx(int8)
     weights = read_weights(source, **shape)
+    if to == "videomae" and weights.config.pixel_mean is not None:
+        raise UsageError(
+            f"{shown(source)}: was trained with --pixel-mean and --pixel-std, which the published "
+            "layout has no place for; choose another --to"
+        )
     if to in PROGRAMS:
         refuse_folder(out)
         write_program(source, weights, out, to, int8)
@@ -229,7 +234,7 @@ def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) ->
     refuse_folder(out)
     content: dict[str, Any] = {"model": weights.state}
     if to == "savimae":
-        content["config"] = dataclasses.asdict(weights.config)
+        content["config"] = weights.config.recorded()
         content["settings"] = dict(weights.settings)
         if weights.n_classes is not None:
             content["config"] |= {
@@ -313,12 +318,12 @@ def _averaged(content: Mapping[str, Any]) -> State | None:
 def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]) -> VideoMAEConfig:
     """The shape of a published checkpoint, from its tensors; heads from the known sizes."""
     try:
-        dim, _, tubelet, patch, _ = state[EMBEDDING].shape
+        dim, channels, tubelet, patch, _ = state[EMBEDDING].shape
         is_classifier = "head.weight" in state
         decoder_dim = 0 if is_classifier else state["encoder_to_decoder.weight"].shape[0]
     except (KeyError, ValueError, AttributeError, IndexError):
         raise SavimaeError(
-            f"{shown(path)}: not a VideoMAE checkpoint: no patch embedding [d, 3, t, p, p] with "
+            f"{shown(path)}: not a VideoMAE checkpoint: no patch embedding [d, c, t, p, p] with "
             "encoder_to_decoder.weight (pretraining) or head.weight (classifier) in it"
         ) from None
     depth = _depth(state, ENCODER_BLOCK)
@@ -337,6 +342,7 @@ def _published_config(path: str, state: Mapping[str, Any], shape: dict[str, int]
     fields = {
         "patch_size": patch, "tubelet_size": tubelet,
         "encoder_dim": dim, "encoder_depth": depth, "encoder_heads": heads.get(dim),
+        "channels": channels,
     }  # fmt: skip
     if not is_classifier:
         fields |= {

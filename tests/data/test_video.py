@@ -249,13 +249,15 @@ def png_modes() -> dict[str, tuple[Image.Image, np.ndarray]]:
     transparent.putalpha(90)
     bits = image.convert("1")
     deep = gray.astype(np.uint16) * 256 + 255
+    low, width = int(deep.min()), int(deep.max()) - int(deep.min())
+    scaled = ((deep.astype(np.int64) - low) * 255 + width // 2) // width
     return {
         "L": (image.convert("L"), gray),
         "RGBA": (transparent, gray),
         "LA": (image.convert("LA"), gray),
         "P": (palette, np.asarray(palette.convert("RGB").convert("L"))),
         "1": (bits, np.asarray(bits.convert("L"))),
-        "I;16": (Image.fromarray(deep), gray),
+        "I;16": (Image.fromarray(deep), scaled),
     }
 
 

@@ -69,6 +69,30 @@ def test_kernels_equal_the_reference(shape, half, is_normalized, is_compiled, mo
     assert (gradient[[0, -1]] == 7).all()
 
 
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "interpreted"])
+@pytest.mark.parametrize("is_normalized", [True, False])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_gray_tokens(half, is_normalized, is_compiled, monkeypatch):
+    """One channel: rows of 16 values, 32 of them; a token has one mean and one deviation."""
+    tokens, wanted, prediction = example(16, 32)
+    given = as_bfloat16(prediction) if half else prediction
+    losses, gradient = np.empty(len(wanted), np.float32), np.empty_like(given)
+    run, gradients = module.token_losses, module.token_gradients
+    if not is_compiled:
+        monkeypatch.setattr(module, "_normalize", module._normalize.py_func)
+        run, gradients = run.py_func, gradients.py_func
+    n = len(wanted)
+    run(tokens, wanted, given, 16, is_normalized, 0, n, losses, 1)
+    gradients(tokens, wanted, given, 16, is_normalized, 0, n, np.float32(0.25), gradient, 1)
+    expected = reference.token_losses(tokens[wanted], prediction, is_normalized, 1)
+    np.testing.assert_allclose(losses, expected, rtol=2e-6)  # sums of 32 rows in float32
+    found = (gradient.astype(np.uint32) << 16).view(np.float32) if half else gradient
+    np.testing.assert_allclose(
+        found, reference.token_gradients(tokens[wanted], prediction, is_normalized, 0.25, 1),
+        rtol=2**-8 if half else 1e-6, atol=0.25 * 23 * 2**-23,
+    )  # fmt: skip
+
+
 def test_bfloat16_is_rounded_to_the_nearest_and_ties_to_even():
     values = np.array([1.0, 1.00390625, 1.01171875, -2.5, 1 + 2**-9 + 2**-20], np.float32)
     out = np.zeros(5, np.uint16)

@@ -11,6 +11,7 @@ from typing import Any
 from savimae.judging.report.chart import Level, Line, line_chart
 from savimae.judging.report.html import Html, element, join, note, paragraphs, table
 from savimae.judging.report.run import CLASSIFIER, PRETRAINING, Run, clock, count, loss_of_means
+from savimae.model.config import GRAY
 from savimae.system.errors import shown
 from savimae.training.checkpoint import FOLDER, LAST
 from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
@@ -172,10 +173,11 @@ def data(run: Run, looked: Html | None) -> Html:
     """Where the videos are and what a clip is, then what was found by looking at them."""
     settings, shape = run.settings, run.shape
     rate = settings.get("sampling_rate")
+    gray = "gray " if shape.channels == GRAY else ""
     clip = (
-        f"A clip has {shape.num_frames} frames, {rate} apart, resized to {shape.input_size} x "
-        f"{shape.input_size}: {shape.n_tokens:,} tokens of {shape.tubelet_size} frames x "
-        f"{shape.patch_size} x {shape.patch_size} pixels."
+        f"A clip has {shape.num_frames} {gray}frames, {rate} apart, resized to "
+        f"{shape.input_size} x {shape.input_size}: {shape.n_tokens:,} tokens of "
+        f"{shape.tubelet_size} frames x {shape.patch_size} x {shape.patch_size} pixels."
     )
     source = f" in {shown(str(run.starts[-1].get('data')))}" if run.starts else ""
     videos = f"{run.number_of_videos()} videos{source}."

@@ -19,7 +19,7 @@ from savimae.data.list_lines import NUMBERS, SEVERAL
 from savimae.data.lists import Video, VideoList, find_videos, labels_of, names_digest
 from savimae.judging.load import ClipOptions, Machine, MaskOptions, load_pretrained
 from savimae.judging.neighbors import spread_queries
-from savimae.judging.pictures import PANEL_PX, draw_reconstruction, outline_patches
+from savimae.judging.pictures import PANEL_PX, draw_reconstruction, image_of, outline_patches
 from savimae.judging.reconstruct import reconstruct_clip
 from savimae.judging.report.html import (
     MOST_ROWS,
@@ -265,7 +265,7 @@ class _Looking:
             middle, grid = len(clip.pixels) // 2, self.run.shape.grid_size
             size = clip.pixels.shape[1]
             side = size * math.ceil(PANEL_PX / size)
-            frame = Image.fromarray(clip.pixels[middle])
+            frame = image_of(clip.pixels[middle])
             frame = frame.resize((side, side), Image.Resampling.BICUBIC)
             caption = shown(os.path.basename(video.name))
             if self._class_of(video):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from savimae.model.config import VideoMAEConfig
+from savimae.model.config import LATER, VideoMAEConfig
 from savimae.model.loss import means_alone
 from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.settings import CONFIG
@@ -83,6 +83,7 @@ class Run:
         names = {each.name for each in dataclasses.fields(VideoMAEConfig)}
         names.remove("checkpoint_activations")  # no part of it, and not recorded
         try:
+            names -= {name for name in LATER if name not in self.settings}
             return VideoMAEConfig(**{name: self.settings[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:
             raise SavimaeError(
