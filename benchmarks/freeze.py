@@ -58,7 +58,7 @@ def one(options: argparse.Namespace, frozen: int) -> dict[str, float]:
     return {
         "step_cpu_s": statistics.median(seconds[1:]),
         "memory_gib": (most - before) / GIB,
-        "learned_parameters": sum(each.numel() for _, each in learned),
+        "learned_parameters_millions": sum(each.numel() for _, each in learned) / 1e6,
     }
 
 
@@ -87,7 +87,8 @@ def main() -> None:
         pairs = zip(found[0], readings, strict=True)
         median = {key: statistics.median(each[key] for each in readings) for key in readings[0]}
         rows.append({
-            "frozen_blocks": frozen, "of": depth, **{k: round(v, 4) for k, v in median.items()},
+            "frozen_blocks": frozen, "of": depth,
+            **{key: round(value, 4) for key, value in median.items()},
             "speed_over_none": round(statistics.median(
                 none["step_cpu_s"] / each["step_cpu_s"] for none, each in pairs
             ), 3),
