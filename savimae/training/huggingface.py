@@ -105,8 +105,6 @@ def read_huggingface(
                 f"of {', '.join(tasks)}"
             )
         task = tasks[fields["problem_type"]]
-    found = fields.get(OURS)
-    ours = found if isinstance(found, dict) else {}
     return config, from_huggingface(state, config), classes, task, ours
 
 
@@ -250,7 +248,8 @@ _USE_REGRESSION = """\
 from transformers import VideoMAEForVideoClassification
 
 model = VideoMAEForVideoClassification.from_pretrained("{name}")
-# pixel_values: [clips, {frames}, {channels}, {side}, {side}] -> logits: the numbers, [clips, {outputs}]
+# pixel_values: [clips, {frames}, {channels}, {side}, {side}]
+# -> logits: the numbers, [clips, {outputs}]
 ```
 
 Clips have {frames} frames, {rate} apart.
