@@ -297,10 +297,6 @@ def train(allocator: str, **options: Any) -> int:
     recipe_option(
         "finetune", "Other defaults; small: for a few hundred videos that look alike."
     ),
-    click.option(
-        "--pool", type=click.Choice(["mean", "time"]), default="mean", show_default=True,
-        help="What the last layer sees: the mean of all tokens, or one mean for each time step.",
-    ),
 )  # fmt: skip
 @option_group(
     "Lists",
@@ -353,6 +349,10 @@ def train(allocator: str, **options: Any) -> int:
 )  # fmt: skip
 @option_group(
     "Head",
+    click.option(
+        "--pool", type=click.Choice(["mean", "time"]), default="mean", show_default=True,
+        help="What the last layer sees: the mean of all tokens, or one mean for each time step.",
+    ),
     click.option(
         "--standardize/--no-standardize", default=False, show_default=True,
         help="Let every value it sees have mean 0 and deviation 1 over the clips.",

@@ -219,9 +219,9 @@ class FrameFolder:
         """A frame as an image of mode "RGB" or "L"."""
         with _opened_image(os.path.join(self.path, name)) as image:
             if image.mode.startswith("I"):
-                yield Image.fromarray(to_8_bits(_deep_pixels(image, name), self._scaling()))
+                yield Image.fromarray(to_8_bits(_deep_pixels(image), self._scaling()))
             else:
-                yield _to_rgb(image, name)
+                yield _to_rgb(image)
 
     def _scaling(self) -> np.ndarray:
         """What 16-bit gray becomes, from frames spread over the folder."""
@@ -241,20 +241,22 @@ def _range_of_images(folder: str, names: tuple[str, ...], changed_ns: int) -> tu
         for name in names:
             with _opened_image(os.path.join(folder, name)) as image:
                 if not image.mode.startswith("I"):
-                    raise VideoError(
-                        f"frame {shown(name)}: 8 bits deep, others are of 16; write all alike"
-                    )
-                yield _deep_pixels(image, name)
+                    raise VideoError("8 bits deep, others are of 16; write all alike")
+                yield _deep_pixels(image)
 
     return pixel_range(frames())
 
 
+class FrameError(VideoError):
+    """A frame that cannot be decoded, which it names."""
+
+
 @contextlib.contextmanager
 def _opened_image(path: str) -> Iterator[Image.Image]:
-    """A decoded image; whatever Pillow raises becomes a VideoError that names the frame."""
+    """A decoded image; whatever is raised of it becomes a FrameError."""
+    # Of other formats in disguise some start programs, and all are decoders more to attack.
+    formats = ("TIFF",) if is_tiff(os.path.basename(path)) else FORMATS
     try:
-        # Of other formats in disguise some start programs, and all are decoders more to attack.
-        formats = ("TIFF",) if is_tiff(os.path.basename(path)) else FORMATS
         with Image.open(path, formats=formats) as image:
             if getattr(image, "n_frames", 1) > 1 and formats != FORMATS:
                 raise VideoError(
@@ -263,29 +265,27 @@ def _opened_image(path: str) -> Iterator[Image.Image]:
                 )
             image.load()
             yield image
-    except (PermissionError, SavimaeError) as error:
-        if isinstance(error, VideoError) and not str(error).startswith("frame "):
-            raise VideoError(f"frame {shown(os.path.basename(path))}: {error}") from error
+    except (PermissionError, FrameError):
         raise
     except Exception as error:  # Pillow's decoders raise many types on bad bytes
-        reason = _pillow_reason(error)
-        raise VideoError(f"frame {shown(os.path.basename(path))}: {reason}") from error
+        reason = str(error) if isinstance(error, VideoError) else _pillow_reason(error, formats)
+        raise FrameError(f"frame {shown(os.path.basename(path))}: {reason}") from error
 
 
-def _deep_pixels(image: Image.Image, name: str) -> np.ndarray:
+def _deep_pixels(image: Image.Image) -> np.ndarray:
     """uint16 `[h, w]` of an image of one of Pillow's modes for integers, "I" and "I;16…"."""
     pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() >= LEVELS:
-        raise VideoError(f"frame {shown(name)}: has pixels of 32 bits; {REMEDY}")
+        raise VideoError(f"has pixels of 32 bits; {REMEDY}")
     return pixels.astype(np.uint16)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode of 8 bits to "RGB" or, if it is gray, "L"; transparency is dropped."""
     if image.mode in ("RGB", "L"):
         return image
     if image.mode == "F":
-        raise VideoError(f"frame {shown(name)}: has pixels of floating point; {REMEDY}")
+        raise VideoError(f"has pixels of floating point; {REMEDY}")
     return image.convert("RGB")
 
 
@@ -337,9 +337,9 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _pillow_reason(error: Exception) -> str:
+def _pillow_reason(error: Exception, formats: tuple[str, ...]) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not a JPEG or PNG image that can be decoded"
+        return f"not a {' or '.join(formats)} image that can be decoded"
     return one_line(error)
 
 

@@ -101,7 +101,7 @@ class Model(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Models with one grid of tokens: they get the same clips with the same masks.
+    """Models with one grid of tokens and as many channels: they get the same clips and masks.
 
     These are as the first of them was trained, unless the options say otherwise.
     """
@@ -186,7 +186,9 @@ def draw_reconstructions(
 def _grid(model: Model) -> tuple[int, ...]:
     """What must be the same for two models to get the same clips and masks."""
     shape = model.pretrained.config
-    return shape.input_size, shape.num_frames, shape.patch_size, shape.tubelet_size
+    return (
+        shape.input_size, shape.num_frames, shape.patch_size, shape.tubelet_size, shape.channels
+    )  # fmt: skip
 
 
 def _is_of_salient(model: Model) -> bool:

@@ -41,6 +41,23 @@ def _scratch(row_values):
 
 
 @jit
+def _scale(n_pixels, channels, sums, squares, totals, scale):
+    """Totals and scales of each channel from the sums of its places [L]; returns n_pixels."""
+    n = float64(n_pixels)
+    row_values = sums.shape[0]
+    for c in range(channels):
+        total, total_squares = float64(0), float64(0)
+        for j in range(c, row_values, channels):
+            total += sums[j]
+            total_squares += squares[j]
+        variance = max(total_squares - total * total / n, 0.0) / (255.0 * 255.0 * (n - 1.0))
+        for j in range(c, row_values, channels):
+            totals[j] = total  # a whole number
+            scale[j] = 1.0 / (255.0 * n * (np.sqrt(variance) + EPSILON))
+    return int32(n_pixels)
+
+
+@jit
 def _normalize(token, row_values, channels, is_normalized, sums, squares, totals, scale):
     """Writes totals int32 [L] and scale float32 [L]; returns n: target = (n x - totals) * scale.
 
@@ -59,18 +76,9 @@ def _normalize(token, row_values, channels, is_normalized, sums, squares, totals
             value = uint32(row[j])
             sums[j] += value
             squares[j] += value * value
-    n_pixels = token.shape[0] // channels
-    n = float64(n_pixels)
-    for c in range(channels):
-        total, total_squares = float64(0), float64(0)
-        for j in range(c, row_values, channels):
-            total += sums[j]
-            total_squares += squares[j]
-        variance = max(total_squares - total * total / n, 0.0) / (255.0 * 255.0 * (n - 1.0))
-        for j in range(c, row_values, channels):
-            totals[j] = total  # a whole number
-            scale[j] = 1.0 / (255.0 * n * (np.sqrt(variance) + EPSILON))
-    return int32(n_pixels)
+    if channels == CHANNELS:  # as a constant, which saves a tenth of the time
+        return _scale(token.shape[0] // CHANNELS, CHANNELS, sums, squares, totals, scale)
+    return _scale(token.shape[0] // channels, channels, sums, squares, totals, scale)
 
 
 def _read_row(values, bits, floats):

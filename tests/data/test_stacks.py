@@ -323,6 +323,10 @@ def test_tiff_frames_that_cannot_be(tmp_path):
     tifffile.imwrite(folder / "img_00003.tif", GRAY)
     with pytest.raises(VideoError, match=r"frame img_00003\.tif: holds several images"):
         list(FrameFolder(str(folder)).rgb_frames())
+    write_frames(folder, GRAY[2:3], ".png", first=3)
+    (folder / "img_00003.png").rename(folder / "img_00003.tif")
+    with pytest.raises(VideoError, match=r"img_00003\.tif: not a TIFF image that can be decoded"):
+        list(FrameFolder(str(folder)).rgb_frames())
     tifffile.imwrite(folder / "img_00003.tif", GRAY[2].astype(np.float32))
     with pytest.raises(VideoError, match=r"img_00003\.tif: has pixels of floating point"):
         list(FrameFolder(str(folder)).rgb_frames())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from media import moving_frames, savimae
 from models import MACHINE, classifier_at
+from PIL import Image
 from runs import checkpoint, config, log_of, losses, same_weights, stopping
 
 from savimae.judging.features import encoder_features, features_of
@@ -18,6 +19,7 @@ from savimae.judging.reconstruct import reconstruct
 from savimae.kernels import reference
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import EXIT_STOPPED, UsageError
+from savimae.training.loaded_weights import ClipShape
 from savimae.training.loop import Loop
 from savimae.training.pretrain import train
 from savimae.training.weights import convert, load_weights
@@ -99,7 +101,7 @@ def test_init_from_rgb_goes_on_where_the_gray_twin_is(stacks, rgb, tmp_path):
     assert (trained.config.channels, trained.config.pixel_mean) == (1, None)
     both = []
     for path, channels in ((tmp_path / "run", None), (rgb, 1), (rgb, None)):
-        model = load_trained(str(path), MACHINE.device, channels)
+        model = load_trained(str(path), MACHINE.device, ClipShape(channels=channels))
         source = encoder_features(model.encoder, "mean", MACHINE)
         videos = [_video(stacks / "c0/v0.npy"), _video(stacks / "c1/v1.npy")]
         both.append(features_of(source, videos, ViewReader(model.clips(), Views()), MACHINE, ""))
@@ -166,17 +168,19 @@ def test_options_that_cannot_count_are_one_line(stacks, tmp_path, words, message
 # ---------------------------------------------------------------------------------- everything else
 
 
-def test_judging_commands_take_gray_models(stacks, gray, tmp_path):
+def test_judging_commands_take_gray_models(stacks, gray, rgb, tmp_path):
     video = stacks / "c0/v0.npy"
     for words in (
+        ("reconstruct", rgb, gray, video, "--out", tmp_path / "both", "--animation", "none"),
+        ("evaluate", rgb, gray, "--data", stacks),
         ("reconstruct", gray, video, "--out", tmp_path / "rec"),
         ("attention", gray, video, "--out", tmp_path / "att"),
-        ("evaluate", gray, "--data", stacks),
         ("report", gray),
     ):
         done = savimae(*words, *(() if words[0] == "report" else ONE))
         assert done.returncode == 0, done.stderr
-    assert (tmp_path / "rec/v0.png").stat().st_size > 1000
+    sizes = [Image.open(tmp_path / name / "v0.png").height for name in ("rec", "both")]
+    assert sizes[1] > sizes[0] > 1000  # in pixels: RGB and gray models below each other
     assert "4 gray frames, 2 apart" in (gray / "report.html").read_text()
 
 

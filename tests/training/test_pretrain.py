@@ -483,8 +483,8 @@ def test_help_shows_those_that_matter_first():
     assert whole[:10] == first
     assert len(whole) == len(set(whole)) == len(cli.commands["train"].params)
     assert options("finetune", "--help") == [
-        "--train", "--test", "--dataset", "--split", "--out", "--epochs", "--batch-size",
-        "--untrained", "--recipe", "--pool", "--help-all",
+        "--train", "--test", "--dataset", "--split", "--out", "--epochs", "--batch-size", "--task",
+        "--untrained", "--recipe", "--help-all",
     ]  # fmt: skip
 
 
