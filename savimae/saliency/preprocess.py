@@ -238,7 +238,7 @@ def _results(
             if isinstance(result, BaseException):
                 raise result
             yield work, result
-        ending.check()
+            ending.check()  # before another video is begun
 
 
 def refuse_inside(source: str, out: str) -> None:
