@@ -14,6 +14,11 @@ import pytest
 # Workers of the tests are short-lived: progress bars and thread pools would only be noise.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The files that take longest, minutes each: no process is left alone with one at the end.
+LONGEST = (
+    "slurm/test_cluster.py", "training/test_finetune.py", "training/test_pretrain.py",
+    "training/test_loop.py", "demo/test_demo.py", "test_fuzz.py", "study/test_study.py",
+)  # fmt: skip
 TRANSFORMERS = "SAVIMAE_TEST_TRANSFORMERS"  # folders, as in PATH
 
 
@@ -36,6 +41,12 @@ def clips() -> Path:
 def golden() -> Path:
     """Numbers computed with the published systems."""
     return _folder("SAVIMAE_TEST_GOLDEN", "reference numbers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others in their order."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,4 +1,4 @@
-"""Damaged inputs: 300 fixed cases of benchmarks/fuzz.py, and whether it notices what it is to."""
+"""Damaged inputs: 200 fixed cases of benchmarks/fuzz.py, and whether it notices what it is to."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPT = BENCHMARKS / "fuzz.py"
 
 
-def test_300_cases_end_well_or_are_one_line(tmp_path):
+def test_200_cases_end_well_or_are_one_line(tmp_path):
     # In a process of its own: the cases are forked, and this one may have threads.
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--cases", "300", "--seed", "7", "--unchecked", "--out",
+        [sys.executable, SCRIPT, "--cases", "200", "--seed", "7", "--unchecked", "--out",
          tmp_path / "out"],
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["cases"] == 300
+    assert found["cases"] == 200
     assert found["bad"] == 0
     # Damage that nothing notices, or that everything does, would test nothing.
-    assert 60 < found["total"]["right"] < 240
-    assert 60 < found["total"]["refused"] < 240
+    assert 40 < found["total"]["right"] < 160
+    assert 40 < found["total"]["refused"] < 160
     assert len(found["counts"]) == 28
     assert not (tmp_path / "out/findings").exists()
 
