@@ -166,12 +166,7 @@ def parse_targets(
         if not of_labels:
             raise SavimaeError(f"{shown(path)}:{lines[0][0]}: no column `labels` in {shown(form)}")
         for number, text in lines[1:]:
-            fields = _fields(text)
-            if len(fields) != len(columns):
-                raise SavimaeError(
-                    f"{shown(path)}:{number}: {len(fields)} fields, the header has {len(columns)}: "
-                    f"{shown(form)}"
-                )
+            fields = _row(path, number, text, columns)
             words = [fields[place] for place in of_labels]
             found.append((number, fields[of_path], words if kind == NUMBERS else _words(words[0])))
     else:
@@ -317,6 +312,17 @@ def _header(text: str) -> list[str] | None:
     return columns if is_table else None
 
 
+def _row(path: str, number: int, text: str, columns: Sequence[str]) -> list[str]:
+    """The fields of a line below a header. Raises SavimaeError if they are not as many."""
+    fields = _fields(text)
+    if len(fields) != len(columns):
+        raise SavimaeError(
+            f"{shown(path)}:{number}: {len(fields)} fields, the header has {len(columns)}: "
+            f"{shown(','.join(columns))}"
+        )
+    return fields
+
+
 def _fields(text: str) -> list[str]:
     """The fields of a line of CSV; none of one that is no CSV."""
     try:
@@ -334,12 +340,7 @@ def _read_table(
     of_label = next((name for name in LABEL_COLUMNS if name in columns), None)
     rows: list[tuple[int, dict[str, str]]] = []
     for number, text in lines[1:]:
-        fields = _fields(text)
-        if len(fields) != len(columns):
-            raise SavimaeError(
-                f"{shown(path)}:{number}: {len(fields)} fields, the header has {len(columns)}: "
-                f"{shown(','.join(columns))}"
-            )
+        fields = _row(path, number, text, columns)
         rows.append((number, dict(zip(columns, fields, strict=True))))
     if set(KINETICS) <= set(columns):
         places = _kinetics_places(path, rows, of_label, exists)

@@ -809,7 +809,7 @@ def plot_values(result: Mapping[str, Any], out: str) -> None:
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    for k, (axes, name) in enumerate(zip(panels, names, strict=False)):
+    for k, (axes, name) in enumerate(zip(panels[: len(names)], names, strict=True)):
         both = np.concatenate([true[:, k], predicted[:, k]])
         room = 0.05 * (both.max() - both.min()) or 1.0
         ends = (both.min() - room, both.max() + room)

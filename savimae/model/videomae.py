@@ -452,7 +452,7 @@ def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
 
 
 def tokens_of(clips: Tensor, config: VideoMAEConfig) -> int:
-    """N of clips `[B, T, H, W, 3]`, of the model's length or shorter.
+    """N of clips `[B, T, H, W, C]`, of the model's length or shorter.
 
     Raises:
         ValueError: clips with other sizes, or of a part of a tubelet.
