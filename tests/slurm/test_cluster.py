@@ -120,13 +120,19 @@ def test_an_array_with_a_bad_video(source, clips, tmp_path):
 
 IN_PREPROCESSING = """
 from savimae.saliency import preprocess
-arrived = lambda: False
-original = preprocess.Report.add
+from savimae.system.signals import EndedBySignals
+signals, original_enter, original = None, EndedBySignals.__enter__, preprocess.Report.add
+def enter(self):
+    global signals
+    signals = original_enter(self)
+    return signals
+def arrived():
+    return signals.received is not None
 def add(self, done):
     original(self, done)
     if self.videos == 2 and os.environ["SLURM_ARRAY_TASK_ID"] == "1" and once():
         ask("scancel", "--signal=USR1", "--batch", job())
-preprocess.Report.add = add
+EndedBySignals.__enter__, preprocess.Report.add = enter, add
 """
 
 
