@@ -45,7 +45,7 @@ except ImportError:
 
 CONFIG = SaliencyConfig()
 CHANGE_CONFIG = SaliencyConfig(kind="change")
-SIZE, PATCH, GRID = CONFIG.input_size, CONFIG.patch_size, CONFIG.grid_size
+SIZE, PATCH, GRID = CONFIG.input_size, CONFIG.patch_size, CONFIG.grid
 
 
 # ------------------------------------------------------------------------- the routes, one core

@@ -77,7 +77,7 @@ def masks_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Masked and decoded tokens of a batch, bool [B, N], at the published ratios."""
     shape = model.config
-    spec = MaskSpec(kind, shape.time_steps, shape.grid_size)
+    spec = MaskSpec(kind, shape.time_steps, shape.grid)
     shares = np.linspace(0.1, 0.5, batch)[:, None]
     salient = np.random.default_rng(0).random((batch, spec.n_tokens)) < shares
     keys = sample_keys(0, 0, np.arange(batch))

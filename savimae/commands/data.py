@@ -9,9 +9,11 @@ import click
 from click.core import ParameterSource
 
 from savimae.commands.options import (
+    FIT,
     PATH,
     SALIENCY,
     SEED,
+    SIZE,
     Channels,
     array_options,
     saliency_config,
@@ -19,6 +21,7 @@ from savimae.commands.options import (
     walk_options,
 )
 from savimae.system.errors import EXIT_FAILURE, SavimaeError, UsageError, shown
+from savimae.system.sizes import FrameSize
 
 if TYPE_CHECKING:
     from savimae.data.random_split import RandomSplit
@@ -79,8 +82,9 @@ def _walk(source: str, out: str, maker: Maker, **walk: Any) -> int:
 def preprocess(
     source: str,
     out: str,
-    input_size: int,
+    input_size: FrameSize,
     patch_size: int,
+    fit: str,
     saliency: str,
     threshold: float | None,
     dtype: str,
@@ -96,7 +100,7 @@ def preprocess(
 
     Run it again to go on after an interruption: finished videos are skipped.
     """
-    config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
+    config = saliency_config(saliency, threshold, input_size, patch_size, fit)
     maker = _array_maker(config, dtype)
     if check:
         return _check(source, out, maker, allow_missing or 0, **walk)
@@ -176,19 +180,32 @@ def frames(
 @click.command()
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--input-size", default=224, show_default=True, help="Side of the maps.")
+@click.option(
+    "--input-size", type=SIZE, default=224, show_default=True,
+    help="Of the maps, in pixels: the side of a square, or height x width.",
+)  # fmt: skip
+@click.option(
+    "--patch-size", type=click.IntRange(1), help="Of --fit pad: its padding is whole patches.  [16]"
+)
+@FIT
 @SALIENCY
 @walk_options
-def saliency(source: str, out: str, input_size: int, saliency: str, **walk: Any) -> int:
+def saliency(
+    source: str, out: str, input_size: FrameSize, patch_size: int | None, fit: str, saliency: str,
+    **walk: Any,
+) -> int:  # fmt: skip
     """Write the saliency maps of every video as PNG: Class/video/img_00001.png, …
 
     The first of the two steps that `preprocess` does in one; for looking at maps, or for tools that
     read them.
     """
+    from savimae.saliency.config import SaliencyConfig
     from savimae.saliency.makers import MapMaker
 
-    # Maps have neither patches nor a threshold.
-    config = saliency_config(saliency, input_size=input_size, patch_size=1)
+    if patch_size is not None and fit != "pad":
+        raise UsageError("--patch-size is for --fit pad; maps have no patches")
+    unit = 1 if fit != "pad" else patch_size or SaliencyConfig.patch_size
+    config = saliency_config(saliency, None, input_size, unit, fit)
     return _walk(source, out, MapMaker(config), **walk)
 
 
@@ -199,14 +216,14 @@ def saliency(source: str, out: str, input_size: int, saliency: str, **walk: Any)
 @array_options
 @walk_options
 def patches(
-    saliency_root: str, out: str, input_size: int, patch_size: int, saliency: str,
-    threshold: float | None, dtype: str, **walk: Any,
+    saliency_root: str, out: str, input_size: FrameSize, patch_size: int, fit: str,
+    saliency: str, threshold: float | None, dtype: str, **walk: Any,
 ) -> int:  # fmt: skip
     """Turn saliency maps into arrays: one folder of gray PNGs a video, of any size.
 
     The second of the two steps that `preprocess` does in one; for maps of another saliency model.
     """
-    config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
+    config = saliency_config(saliency, threshold, input_size, patch_size, fit)
     return _walk(saliency_root, out, _array_maker(config, dtype, from_maps=True), **walk)
 
 
@@ -375,9 +392,9 @@ def _random_split(
 @click.option("--channels", type=Channels(), help="Of --statistics: 3, RGB; 1, gray.  [3]")
 @click.pass_context
 def inspect(
-    ctx: click.Context, source: str, out: str | None, input_size: int, patch_size: int,
-    saliency: str, threshold: float | None, frames: int, animation: str, statistics: bool,
-    channels: int | None,
+    ctx: click.Context, source: str, out: str | None, input_size: FrameSize, patch_size: int,
+    fit: str, saliency: str, threshold: float | None, frames: int, animation: str,
+    statistics: bool, channels: int | None,
 ) -> None:  # fmt: skip
     """Draw frames, their saliency and their salient patches: a PNG, and an animation beside it.
 
@@ -388,7 +405,7 @@ def inspect(
         for name in ("out", "patch_size", "saliency", "threshold", "frames", "animation"):
             if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
                 raise UsageError(f"--{name.replace('_', '-')} is for pictures, not --statistics")
-        _print_statistics(source, input_size, channels or 3)
+        _print_statistics(source, input_size, channels or 3, fit)
         return
     if channels is not None:
         raise UsageError("--channels goes with --statistics; pictures show a video as it is")
@@ -396,7 +413,7 @@ def inspect(
     from savimae.data.video import VideoError
     from savimae.judging.pictures import inspect_video
 
-    config = saliency_config(saliency, threshold, input_size=input_size, patch_size=patch_size)
+    config = saliency_config(saliency, threshold, input_size, patch_size, fit)
     found = find_videos(source)
     if not found.videos:
         path, reason = found.unreadable[0]
@@ -414,13 +431,11 @@ def inspect(
         click.echo(f"wrote {shown(path)}")
 
 
-def _print_statistics(source: str, input_size: int, channels: int) -> None:
+def _print_statistics(source: str, input_size: FrameSize, channels: int, fit: str) -> None:
     from savimae.data.lists import find_readable_videos
     from savimae.samples.pixel_statistics import measure_pixels, option_words
 
-    if input_size < 1:
-        raise UsageError(f"--input-size must be at least 1, not {input_size}")
     videos = find_readable_videos(source).videos
-    found = measure_pixels(videos, input_size, channels)
+    found = measure_pixels(videos, input_size, channels, fit)
     click.echo(f"{found.n_frames} frames of {found.n_videos} of {len(videos)} videos", err=True)
     click.echo(option_words(found) + (" --channels 1" if channels == 1 else ""))

@@ -12,10 +12,12 @@ import click
 from savimae.commands.options import (
     ALLOW_OVERLAP,
     CHANNELS,
+    FIT_KINDS,
     PATH,
     ROOT,
     SALIENCY_KIND,
     SEED,
+    SIZE,
     GroupedCommand,
     option_group,
 )
@@ -39,10 +41,9 @@ SEED_OF_CLIPS = click.option("--seed", type=SEED, default=0, show_default=True)
 CLIPS = option_group("Clips", ROOT, RATE, SEED_OF_CLIPS)
 CLIP_SHAPE = (
     click.option("--num-frames", type=click.IntRange(1), help="[as the model was trained]"),
-    click.option(
-        "--input-size", type=click.IntRange(1), help="Side of the frames.  [as it was trained]"
-    ),
+    click.option("--input-size", type=SIZE, help="Of the frames.  [as it was trained]"),
     CHANNELS,
+    click.option("--fit", type=FIT_KINDS, help="Of whole frames.  [as it was trained]"),
 )
 OF_SALIENCY = option_group(
     "Saliency",

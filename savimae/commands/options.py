@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from savimae.system.errors import UsageError
+from savimae.system.sizes import FrameSize, frame_size, parse_size
 
 if TYPE_CHECKING:
     from savimae.saliency.config import SaliencyConfig
@@ -40,7 +41,25 @@ class Channels(click.ParamType):
         return int(value)
 
 
+class Size(click.ParamType):
+    """The size of frames: the side of a square, or height x width."""
+
+    name = "S|HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> FrameSize:
+        if not isinstance(value, str):  # a default
+            return frame_size(value)
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 PATH = NonEmptyPath(path_type=str)
+SIZE = Size()
+FIT_KINDS = click.Choice(["press", "crop", "pad"])
 CHANNELS = click.option(
     "--channels", type=Channels(),
     help="1: gray videos, and RGB weights as gray ones.  [as the model was trained]",
@@ -49,6 +68,10 @@ SALIENCY_KIND = click.Choice(["frame-mean", "change"])
 SALIENCY = click.option(
     "--saliency", type=SALIENCY_KIND, default="frame-mean",
     show_default=True, help="Distance from the frame's mean, or change from the frame before.",
+)  # fmt: skip
+FIT = click.option(
+    "--fit", type=FIT_KINDS, default="press", show_default=True,
+    help="Of frames of another shape: press the whole, crop the middle, or pad with black.",
 )  # fmt: skip
 ROOT = click.option("--root", type=PATH, help="Where a list's relative paths start.")
 
@@ -61,8 +84,12 @@ def both_spellings(name: str) -> str:
 def saliency_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How a frame becomes salient patches."""
     options = [
-        click.option("--input-size", default=224, show_default=True, help="Side of the frame."),
+        click.option(
+            "--input-size", type=SIZE, default=224, show_default=True,
+            help="Of the frame, in pixels: the side of a square, or height x width.",
+        ),
         click.option("--patch-size", default=16, show_default=True, help="Side of a patch."),
+        FIT,
         SALIENCY,
         click.option(
             "--threshold", type=float,
@@ -108,7 +135,13 @@ def _decorate(command: Callable[..., Any], options: list[Any]) -> Callable[..., 
     return command
 
 
-def saliency_config(saliency: str, threshold: float | None = None, **sizes: int) -> SaliencyConfig:
+def saliency_config(
+    saliency: str,
+    threshold: float | None,
+    input_size: FrameSize,
+    patch_size: int,
+    fit: str,
+) -> SaliencyConfig:
     """The config that the options of `saliency_options` make."""
     from savimae.saliency.config import CHANGE, SaliencyConfig
 
@@ -120,7 +153,7 @@ def saliency_config(saliency: str, threshold: float | None = None, **sizes: int)
     if threshold is None:
         threshold = SaliencyConfig.threshold
     try:
-        return SaliencyConfig(**sizes, threshold=threshold, kind=saliency)
+        return SaliencyConfig(input_size, patch_size, threshold, saliency, fit=fit)
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -170,7 +170,7 @@ def preprocess(
     if given["check"] or given["overwrite"]:
         word = "check" if given["check"] else "overwrite"
         raise UsageError(f"--{word} is not for an array, whose parts may start several times")
-    names = ("saliency", "threshold", "input_size", "patch_size")
+    names = ("saliency", "threshold", "input_size", "patch_size", "fit")
     saliency = saliency_config(**{name: given[name] for name in names})
     site = _Site(ctx)
     site.check_arrays(source, out, saliency, given["dtype"], given["root"])
@@ -283,6 +283,7 @@ def pipeline(
     Options that size a job (--nodes, --time, …) are those of the training; the array has its own.
     OPTIONS after -- go to `savimae train`; the sizes of the arrays follow from them.
     """
+    from savimae.data.fitting import PRESS
     from savimae.saliency.config import FRAME_MEAN
     from savimae.slurm.script import VIDEOS
 
@@ -299,13 +300,14 @@ def pipeline(
         )
     saliency = config.saliency_config()
     settings = saliency_config(
-        saliency.kind, threshold, input_size=saliency.input_size, patch_size=saliency.patch_size
+        saliency.kind, threshold, saliency.input_size, saliency.patch_size, saliency.fit
     )
     site.check_arrays(source, saliency_root, settings, "uint8", config.root)
     site.check_training(config, source)
     arrays = (
         "preprocess", source, saliency_root,
         "--input-size", str(saliency.input_size), "--patch-size", str(saliency.patch_size),
+        *(["--fit", saliency.fit] if saliency.fit != PRESS else []),
         *(["--saliency", saliency.kind] if saliency.kind != FRAME_MEAN else []),
         *(["--threshold", str(settings.threshold)] if saliency.kind == FRAME_MEAN else []),
         *(["--root", config.root] if config.root is not None else []),

@@ -9,10 +9,12 @@ import click
 from savimae.commands.options import (
     ALLOW_OVERLAP,
     CHANNELS,
+    FIT_KINDS,
     PATH,
     ROOT,
     SALIENCY_KIND,
     SAVING,
+    SIZE,
     TRAINING_MACHINE,
     BriefCommand,
     Channels,
@@ -40,11 +42,11 @@ from savimae.system.errors import one_line, shown
 @click.option(
     "--int8", is_flag=True, help="Of onnx: weights as 8-bit integers, a quarter as large."
 )
-@click.option("--input-size", type=click.IntRange(1), help="Not in published files.  [224]")
+@click.option("--input-size", type=SIZE, help="Not in published files.  [224]")
 @click.option("--num-frames", type=click.IntRange(1), help="Not in published files.  [16]")
 @click.option("--encoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
 @click.option("--decoder-heads", type=click.IntRange(1), help="Of widths that no size has.")
-def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> None:
+def convert(source: str, out: str, to: str, int8: bool, **shape: Any) -> None:
     """Convert weights between our layout, published checkpoints and Hugging Face, or to programs.
 
     SOURCE is a file or a Hugging Face folder; which layout it has is detected.
@@ -129,7 +131,10 @@ def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> 
     "Model",
     click.option("--encoder-depth", type=int, help="Blocks of the encoder.  [the model's]"),
     click.option("--decoder-depth", type=int, help="Blocks of the decoder.  [4]"),
-    click.option("--input-size", type=int, help="Side of the frames, in pixels.  [224]"),
+    click.option(
+        "--input-size", type=SIZE,
+        help="Of the frames, in pixels: the side of a square, or height x width.  [224]",
+    ),
     click.option("--patch-size", type=int, help="Side of a patch, in pixels.  [16]"),
     click.option("--tubelet-size", type=int, help="Frames of a token.  [2]"),
     click.option(
@@ -223,6 +228,12 @@ def convert(source: str, out: str, to: str, int8: bool, **shape: int | None) -> 
         show_default=True,
         help="multiscale: random crops. Saliency is then computed from the crops.",
     ),
+    click.option(
+        "--fit",
+        type=FIT_KINDS,
+        help="Of frames of another shape: press the whole, crop the middle, or pad with black.  "
+        "[that of the arrays, or press]",
+    ),
     click.option("--hflip", is_flag=True, help="Mirror every other clip."),
     click.option(
         "--on-bad-video",
@@ -312,10 +323,12 @@ def train(allocator: str, **options: Any) -> int:
 @option_group(
     "Clips",
     click.option("--num-frames", type=click.IntRange(1), help="[as the model was pretrained]"),
-    click.option(
-        "--input-size", type=click.IntRange(1), help="Side of the frames.  [as it was pretrained]"
-    ),
+    click.option("--input-size", type=SIZE, help="Of the frames.  [as it was pretrained]"),
     CHANNELS,
+    click.option(
+        "--fit", type=FIT_KINDS,
+        help="Of whole frames; with pad, of parts of frames as well.  [as it was pretrained]",
+    ),
     click.option("--sampling-rate", type=int, help="[as the model was pretrained, else 4]"),
     click.option(
         "--smallest-crop", type=float, default=0.08, show_default=True,

@@ -152,7 +152,7 @@ def _draw(
         rate = open_video(video.path).frames_per_s or FRAMES_PER_S
         write_animation(written[-1], frames, rate / reader.config.sampling_rate)
     written.append(f"{base}.npz")
-    _write_numbers(written[-1], by_head, clip, layer, (shape.time_steps, shape.grid_size))
+    _write_numbers(written[-1], by_head, clip, layer, (shape.time_steps, *shape.grid))
     return written, {
         "video": video.path,
         "frames": clip.frame_indices.tolist(),
@@ -178,17 +178,16 @@ def _rounded(found: Agreement) -> dict[str, float | None]:
 
 
 def _write_numbers(
-    path: str, by_head: np.ndarray, clip: Clip, layer: int, grid: tuple[int, int]
+    path: str, by_head: np.ndarray, clip: Clip, layer: int, grid: tuple[int, int, int]
 ) -> None:
     """Write what was drawn, for others.
 
     `attention` float32 `[heads, t_n, H_p, W_p]` (the sum of a head is 1), `salient` bool `[t_n,
     H_p, W_p]`, `frames` int64 `[T]` in the video, `layer`.
     """
-    time_steps, side = grid
     with atomic_file(path) as file:
         np.savez(
-            file, attention=by_head.reshape(-1, time_steps, side, side),
-            salient=clip.saliency.reshape(time_steps, side, side),
+            file, attention=by_head.reshape(-1, *grid),
+            salient=clip.saliency.reshape(grid),
             frames=clip.frame_indices, layer=np.array(layer),
         )  # fmt: skip

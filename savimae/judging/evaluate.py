@@ -81,10 +81,14 @@ def _evaluate(
     for samples in machine.batches(len(clips.videos), clips.read, title, clips_per_video):
         salient = np.stack([clip.saliency for clip, _ in samples])
         mask = np.stack([mask for _, mask in samples])
+        decoded = mask
+        if any(clip.padding is not None for clip, _ in samples):
+            decoded = mask & ~np.stack([clip.padded for clip, _ in samples])
         with torch.no_grad(), machine.autocast():
             pixels = torch.from_numpy(np.stack([clip.pixels for clip, _ in samples]))
-            output = model(pixels.to(machine.device), torch.from_numpy(mask).to(machine.device))
-        is_salient = torch.from_numpy(salient[mask]).to(machine.device)
+            hidden, rebuilt = (torch.from_numpy(e).to(machine.device) for e in (mask, decoded))
+            output = model(pixels.to(machine.device), hidden, rebuilt)
+        is_salient = torch.from_numpy(salient[decoded]).to(machine.device)
         losses = output.token_losses.double()
         sums += [
             float(losses[is_salient].sum()),

@@ -29,6 +29,7 @@ from savimae.model.videomae import Encoder
 from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.system.errors import UsageError, shown
+from savimae.system.sizes import frame_size
 from savimae.training.loaded_weights import ClipShape
 from savimae.training.predictions import AnyPrediction
 
@@ -67,7 +68,7 @@ class VideoEncoder:
             pool: "mean" over all tokens, "time" for one mean a time step, "tokens" for all.
             layer: of which block, from 1; None: of the last, after its norm.
             clips: of each video, spread over its time.
-            crops: squares along the longer side; 0: whole frames, pressed.
+            crops: parts in the shape of the input, along the side with room; 0: whole frames.
 
         Returns:
             float32 `[D]`, `[t_n, D]` or `[N, D]`; of several videos `[videos, …]`.
@@ -130,7 +131,7 @@ class TrainedVideoClassifier:
         Args:
             videos: a path of a video file or a frame folder, or several.
             clips, crops: views, as of `savimae predict`; None: as in the classifier's own test, 0
-                crops: whole frames, pressed.
+                crops: whole frames.
 
         Returns:
             For each video a `Prediction` with `label`, `probability`, `top(k)` and `probabilities`;
@@ -164,8 +165,9 @@ def load_encoder(
     precision: str = "auto",
     *,
     num_frames: int | None = None,
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    fit: str | None = None,
 ) -> VideoEncoder:
     """The encoder of a pretrained model or of a classifier.
 
@@ -173,14 +175,16 @@ def load_encoder(
         path: the folder of a run, a checkpoint, published weights, or a Hugging Face folder.
         device: "auto", "cpu" or "cuda".
         precision: "auto", "bf16" or "fp32"; auto is bf16 where the machine multiplies it.
-        num_frames, input_size: of the clips it gets, in frames and pixels; None: as it was trained.
+        num_frames, input_size: of the clips it gets, in frames and pixels (the side of a square, or
+            height and width); None: as it was trained.
         channels: 1: gray videos, for which RGB weights become gray ones; None: as it was trained.
 
     Raises:
         SavimaeError: not such a model, clips that do not fit it, or no GPU where one is asked for.
     """
     machine = Machine.here(device, precision)
-    clip_shape = ClipShape(num_frames, input_size, channels)
+    size = None if input_size is None else frame_size(input_size)
+    clip_shape = ClipShape(num_frames, size, channels, fit)
     return VideoEncoder(load_trained(os.fspath(path), machine.device, clip_shape), machine)
 
 
@@ -190,8 +194,9 @@ def load_classifier(
     precision: str = "auto",
     *,
     num_frames: int | None = None,
-    input_size: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
     channels: int | None = None,
+    fit: str | None = None,
 ) -> TrainedVideoClassifier:
     """A classifier that `savimae finetune` made, or one of another layout; see `load_encoder`.
 
@@ -199,6 +204,7 @@ def load_classifier(
         SavimaeError: not a classifier, clips that do not fit it, or no GPU where one is asked for.
     """
     machine = Machine.here(device, precision)
-    clip_shape = ClipShape(num_frames, input_size, channels)
+    size = None if input_size is None else frame_size(input_size)
+    clip_shape = ClipShape(num_frames, size, channels, fit)
     trained = load_trained_classifier(os.fspath(path), machine.device, clip_shape)
     return TrainedVideoClassifier(trained, machine)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from savimae.data.fitting import PRESS
 from savimae.data.lists import Video, distinct_videos
 from savimae.data.video import naming_video
 from savimae.model.classifier import VideoClassifier
@@ -186,7 +187,10 @@ class Trained:
         """
         shape = self.config
         rate = self._setting(sampling_rate, "sampling_rate", ClipConfig.sampling_rate)
-        return ClipConfig(shape.num_frames, rate, shape.input_size, channels=shape.channels)
+        return ClipConfig(
+            shape.num_frames, rate, shape.input_size, channels=shape.channels,
+            fit=self.settings.get("fit", PRESS), patch_size=shape.patch_size,
+        )  # fmt: skip
 
     def saliency(self, options: ClipOptions) -> SaliencyConfig:
         """Raises ValueError for a value out of range or without effect; see `choose_saliency`."""
@@ -195,7 +199,7 @@ class Trained:
         kind = options.saliency or (None if root and kind_of_arrays(root) else trained)
         found = choose_saliency(
             shape.input_size, shape.patch_size, kind, root,
-            options.saliency_threshold, options.salient_share,
+            options.saliency_threshold, options.salient_share, self.settings.get("fit", PRESS),
         )  # fmt: skip
         threshold = self._setting(options.saliency_threshold, "saliency_threshold", found.threshold)
         share = self._setting(options.salient_share, "salient_share", found.share)
@@ -249,7 +253,7 @@ class Pretrained(Trained):
         return MaskSpec(
             kind,
             shape.time_steps,
-            shape.grid_size,
+            shape.grid,
             **{
                 name: self._setting(value, name, getattr(MaskSpec, name))
                 for name, value in given.items()
@@ -313,7 +317,7 @@ class TrainedClassifier(Trained):
         return self.outputs.names
 
     def views(self, clips: int | None, crops: int | None) -> Views:
-        """Those of its own test, or with other numbers; 0 crops are whole frames, pressed.
+        """Those of its own test, or with other numbers; 0 crops are whole frames.
 
         Raises:
             ValueError: numbers below.

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from savimae.data.decoded import RGB
+from savimae.data.fitting import place_frame
 from savimae.data.stacks import with_channels
 from savimae.data.video import open_video, write_video
 from savimae.judging.curves import Curves, Smoothing, read_curves
@@ -30,7 +31,7 @@ from savimae.system.progress import Progress
 from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
 from savimae.training.scores import MEASURED, form
 
-PANEL_PX = 224  # smallest side of a panel; smaller frames are enlarged by a whole factor
+PANEL_PX = 224  # longer side of a panel, at least; smaller frames are enlarged by a whole factor
 GAP_PX = 8
 MARGIN_PX = 12
 FONT_PX = 15
@@ -137,18 +138,23 @@ def _panels(
     rgb: np.ndarray, saliency_map: np.ndarray, patches: np.ndarray, config: SaliencyConfig
 ) -> list[Image.Image]:
     """Frame, saliency map, salient patches outlined: three images of one size."""
-    size = config.input_size
-    factor = math.ceil(PANEL_PX / size)
-    side = (size * factor, size * factor)
-    frame = Image.fromarray(rgb).resize((size, size), Image.Resampling.BILINEAR)
-    frame = frame.resize(side, Image.Resampling.NEAREST)
+    height, width = config.sides
+    factor = math.ceil(PANEL_PX / max(height, width))
+    size = (width * factor, height * factor)
+    part, place = place_frame(
+        rgb.shape[0], rgb.shape[1], config.sides, config.patch_size, config.fit
+    )
+    seen = Image.fromarray(part.of(rgb)).resize(place[2:], Image.Resampling.BILINEAR)
+    frame = Image.new("RGB", (width, height))
+    frame.paste(seen, place[:2])
+    frame = frame.resize(size, Image.Resampling.NEAREST)
     if config.kind == CHANGE:  # in quarters of a gray level, as the scores are
         saliency_map = np.minimum(saliency_map.astype(np.uint16) * 4, 255).astype(np.uint8)
     drawn_map = Image.fromarray(saliency_map).convert("RGB")
     patch_px = config.patch_size * factor
     return [
         frame,
-        drawn_map.resize(side, Image.Resampling.NEAREST),
+        drawn_map.resize(size, Image.Resampling.NEAREST),
         outline_patches(frame, patches.astype(bool), patch_px),
     ]
 
@@ -187,26 +193,26 @@ def draw_grid(
 
     Captions of rows may have several lines. Without a title there is no room for one.
     """
-    side = columns[0][0].width
+    panel_width, panel_height = columns[0][0].size
     font = ImageFont.load_default(FONT_PX)
     title_font = ImageFont.load_default(TITLE_PX)
     lines = [line for text in row_captions for line in text.split("\n")]
     left = MARGIN_PX + max(int(font.getlength(line)) for line in lines) + GAP_PX
     top = MARGIN_PX + (TITLE_PX + 2 * GAP_PX if title else 0) + FONT_PX + GAP_PX
-    width = left + len(columns) * (side + GAP_PX) - GAP_PX + MARGIN_PX
+    width = left + len(columns) * (panel_width + GAP_PX) - GAP_PX + MARGIN_PX
     width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
-    height = top + len(row_captions) * (side + GAP_PX) - GAP_PX + MARGIN_PX
+    height = top + len(row_captions) * (panel_height + GAP_PX) - GAP_PX + MARGIN_PX
     picture = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN_PX, MARGIN_PX), title, fill=INK, font=title_font)
     for row, text in enumerate(row_captions):
-        middle = top + row * (side + GAP_PX) + side // 2
+        middle = top + row * (panel_height + GAP_PX) + panel_height // 2
         draw.text((MARGIN_PX, middle), text, fill=INK, font=font, anchor="lm")
     for column, (panels, text) in enumerate(zip(columns, column_captions, strict=True)):
-        x = left + column * (side + GAP_PX)
-        draw.text((x + side // 2, top - GAP_PX), text, fill=INK, font=font, anchor="mb")
+        x = left + column * (panel_width + GAP_PX)
+        draw.text((x + panel_width // 2, top - GAP_PX), text, fill=INK, font=font, anchor="mb")
         for row, panel in enumerate(panels):
-            picture.paste(panel, (x, top + row * (side + GAP_PX)))
+            picture.paste(panel, (x, top + row * (panel_height + GAP_PX)))
     return picture
 
 
@@ -226,9 +232,9 @@ def draw_reconstruction(
         The picture of some frames, and for every frame its panels side by side, for an animation.
 
     Args:
-        clip: pixels uint8 `[T, S, S, C]` and salient tokens bool `[N]`.
-        reconstructed: float32 `[T, S, S, C]` in 0 to 1, the clip's own where it was visible.
-        masked: bool `[T, S, S]`, True = hidden from the encoder.
+        clip: pixels uint8 `[T, H, W, C]` and salient tokens bool `[N]`.
+        reconstructed: float32 `[T, H, W, C]` in 0 to 1, the clip's own where it was visible.
+        masked: bool `[T, H, W]`, True = hidden from the encoder.
         name: of the video; stands before the title of the picture.
         title: mask and error; stands on the animation as well.
     """
@@ -254,7 +260,7 @@ def draw_side_by_side(
 
     Args:
         clip, masked, patch_size, tubelet_size, name, title: as there.
-        reconstructed: of each model float32 `[T, S, S, C]` in 0 to 1.
+        reconstructed: of each model float32 `[T, H, W, C]` in 0 to 1.
         captions: what each model is called, in the first line, and what is said of it.
     """
     rows = [*ROWS[:3], *captions]
@@ -274,7 +280,7 @@ def _draw_predictions(
     title: str,
     n_columns: int,
 ) -> tuple[Image.Image, list[np.ndarray]]:
-    """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, S, S, C]`."""
+    """Frame, salient tokens and what the encoder saw, above `predictions` float `[T, H, W, C]`."""
 
     def below(index: int, _: Image.Image) -> list[Image.Image]:
         seen = blanked(clip.pixels[index], masked[index])
@@ -302,21 +308,35 @@ def _columns(
         below: from the number of a frame, and the frame enlarged, the panels that follow the frame
             and its salient tokens.
     """
-    grid = clip.pixels.shape[1] // patch_size
-    salient = clip.saliency.reshape(-1, grid, grid)
+    salient = clip.saliency.reshape(-1, *_grid(clip, patch_size))
     columns = []
     for index, pixels in enumerate(clip.pixels):
         frame = _enlarged(pixels)
-        outlined = outline_patches(frame, salient[index // tubelet_size], frame.width // grid)
+        outlined = outline_patches(
+            frame, salient[index // tubelet_size], frame.width // salient.shape[2]
+        )
         caption = f"frame {clip.frame_indices[index]}"
         columns.append(([frame, outlined, *below(index, frame)], caption))
     return columns
 
 
+def _grid(clip: Clip, patch_size: int) -> tuple[int, int]:
+    """H_p and W_p of a clip."""
+    _, height, width, _ = clip.pixels.shape
+    return height // patch_size, width // patch_size
+
+
 def _enlarged(panel: np.ndarray) -> Image.Image:
-    """A panel uint8 `[S, S, C]` by a whole factor, to PANEL_PX or more."""
-    side = len(panel) * math.ceil(PANEL_PX / len(panel))
-    return image_of(panel).resize((side, side), Image.Resampling.NEAREST)
+    """A panel uint8 `[H, W, C]` by a whole factor, its longer side to PANEL_PX or more."""
+    return enlarged(image_of(panel), PANEL_PX)
+
+
+def enlarged(
+    image: Image.Image, least_px: int, how: Image.Resampling = Image.Resampling.NEAREST
+) -> Image.Image:
+    """An image by a whole factor, its longer side to `least_px` or more."""
+    factor = math.ceil(least_px / max(image.size))
+    return image.resize((image.width * factor, image.height * factor), how)
 
 
 def image_of(pixels: np.ndarray) -> Image.Image:
@@ -331,7 +351,7 @@ def _still(n_frames: int, n_columns: int) -> list[int]:
 
 
 def blanked(frame: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """A frame uint8 `[S, S, C]`, gray at `where` bool `[S, S]`."""
+    """A frame uint8 `[H, W, C]`, gray at `where` bool `[H, W]`."""
     return np.where(where[..., None], np.array(BLANK, np.uint8), with_channels(frame, RGB))
 
 
@@ -357,7 +377,7 @@ class Block(NamedTuple):
     """A video on a sheet of reconstructions."""
 
     name: str
-    panels: Sequence[np.ndarray]  # uint8 [S, S, C] each, of any size
+    panels: Sequence[np.ndarray]  # uint8 [H, W, C] each, of one size on a page
     verdicts: Mapping[int, Verdict]  # below panels, by their number
 
 
@@ -373,10 +393,9 @@ def draw_blocks(
         captions: above each panel of a video, the same for all.
     """
     font, title_font = ImageFont.load_default(FONT_PX), ImageFont.load_default(TITLE_PX)
-    size = len(blocks[0].panels[0])
-    side = size * math.ceil(BLOCK_PANEL_PX / size)
+    side, panel_high = enlarged(image_of(blocks[0].panels[0]), BLOCK_PANEL_PX).size
     wide = len(captions) * (side + GAP_PX) + 2 * GAP_PX
-    high = side + 2 * (FONT_PX + 5) + 3 * GAP_PX
+    high = panel_high + 2 * (FONT_PX + 5) + 3 * GAP_PX
     across = min(len(blocks), max(1, PAGE_PX // wide))
     top = MARGIN_PX + TITLE_PX + GAP_PX + len(notes) * (FONT_PX + 5) + 2 * GAP_PX + FONT_PX
     texts = [(title, title_font), *((note, font) for note in notes)]
@@ -398,12 +417,12 @@ def draw_blocks(
             if not down:
                 text = _fitted(caption, font, side)
                 draw.text((x, y - 5), text, fill=INK, font=font, anchor="ls")
-            image = image_of(panel).resize((side, side), Image.Resampling.NEAREST)
+            image = enlarged(image_of(panel), BLOCK_PANEL_PX)
             picture.paste(image, (x, y))
             if index in block.verdicts:
-                _write_verdict(draw, (x, y + side + 4), side, block.verdicts[index], longest)
+                _write_verdict(draw, (x, y + panel_high + 4), side, block.verdicts[index], longest)
         named = _fitted(block.name, font, 2 * side)
-        draw.text((left, y + side + 4), named, fill=INK, font=font)
+        draw.text((left, y + panel_high + 4), named, fill=INK, font=font)
     return picture
 
 
@@ -438,15 +457,14 @@ def draw_attention(
         The picture of some frames, and for every frame its panels side by side, for an animation.
 
     Args:
-        clip: pixels uint8 `[T, S, S, C]` and salient tokens bool `[N]`.
+        clip: pixels uint8 `[T, H, W, C]` and salient tokens bool `[N]`.
         factors: float `[rows, N]`, the attention that tokens receive over its mean.
         rows: what each row of attention is called.
         name: of the video; stands before the title of the picture.
         title: which attention; stands on the animation as well.
     """
-    grid = clip.pixels.shape[1] // patch_size
     scale = scale_of(factors)
-    shades = shades_of(factors, scale).reshape(len(factors), -1, grid, grid)
+    shades = shades_of(factors, scale).reshape(len(factors), -1, *_grid(clip, patch_size))
     bar = _color_bar(scale)
     columns = _columns(
         clip, patch_size, tubelet_size,
@@ -477,7 +495,7 @@ def shades_of(factors: np.ndarray, scale: int) -> np.ndarray:
 
 def tint(frame: Image.Image, shades: np.ndarray) -> Image.Image:
     """A frame in gray, its patches colored by `shades` `[H_p, W_p]`, -1 (BELOW) to 1 (ABOVE)."""
-    side = frame.width // len(shades)
+    side = frame.width // shades.shape[1]
     places = np.kron(shades, np.ones((side, side)))[..., None]
     gray = np.asarray(frame.convert("L"), np.float64)[..., None]
     share = MOST_COLOR * np.abs(places)
@@ -1042,18 +1060,19 @@ def _filmstrip(panels: Sequence[Image.Image], *captions: str) -> Image.Image:
 
     More than STRIP_PANELS are set in lines of as many panels each as nearly as can be.
     """
-    side = panels[0].width
+    panel_width, panel_height = panels[0].size
     font = ImageFont.load_default(FONT_PX)
     lines = math.ceil(len(panels) / STRIP_PANELS)
     across = math.ceil(len(panels) / lines)
-    width = across * (side + GAP_PX) - GAP_PX
+    width = across * (panel_width + GAP_PX) - GAP_PX
     width = max(width, *(math.ceil(font.getlength(text)) + 2 * GAP_PX for text in captions))
-    bottom = lines * (side + GAP_PX) - GAP_PX
+    bottom = lines * (panel_height + GAP_PX) - GAP_PX
     height = bottom + 2 * FONT_PX * len(captions)
     picture = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
     for index, panel in enumerate(panels):
         line, place = divmod(index, across)
-        picture.paste(panel, (place * (side + GAP_PX), line * (side + GAP_PX)))
+        at = place * (panel_width + GAP_PX), line * (panel_height + GAP_PX)
+        picture.paste(panel, at)
     draw = ImageDraw.Draw(picture)
     for index, text in enumerate(captions):
         middle = bottom + (2 * index + 1) * FONT_PX

@@ -183,11 +183,11 @@ def draw_reconstructions(
     return drawn
 
 
-def _grid(model: Model) -> tuple[int, ...]:
+def _grid(model: Model) -> tuple[object, ...]:
     """What must be the same for two models to get the same clips and masks."""
     shape = model.pretrained.config
     return (
-        shape.input_size, shape.num_frames, shape.patch_size, shape.tubelet_size, shape.channels
+        *shape.sides, shape.num_frames, shape.patch_size, shape.tubelet_size, shape.channels
     )  # fmt: skip
 
 
@@ -205,13 +205,14 @@ def _reconstruct(group: Group, index: int, machine: Machine, drawings: Drawings)
     clip, mask = group.clips.read(index, 0)
     made = Made(group, clip, mask, [], [])
     original = clip.pixels.astype(np.float32) / 255
-    salient = clip.saliency[mask]
+    hidden = mask if clip.padding is None else mask & ~clip.padding
+    salient = clip.saliency[hidden]
     means: Quality | None = None
     for _, pretrained in group.models:
         is_normalized = pretrained.config.norm_target
         statistics = (drawings.statistics if is_normalized else None) or "visible"
         with machine.autocast():
-            result = reconstruct(pretrained.model, clip.pixels, mask, statistics)
+            result = reconstruct(pretrained.model, clip.pixels, mask, statistics, clip.padding)
         if not np.isfinite(result.pixels).all():
             raise SavimaeError(
                 f"{shown(pretrained.path)}: its predictions are no finite numbers; the weights are "
@@ -415,25 +416,30 @@ def _sheet(
 class Reconstruction(NamedTuple):
     """A clip and what the model made of its hidden tokens."""
 
-    pixels: np.ndarray  # float32 [T, S, S, C] in 0 to 1; the clip's own where it was visible
+    pixels: np.ndarray  # float32 [T, H, W, C] in 0 to 1; the clip's own where it was visible
     filled: (
         np.ndarray
     )  # the same with only a mean in each hidden token: what comes without any model
-    masked: np.ndarray  # bool [T, S, S], True = hidden from the encoder
+    masked: np.ndarray  # bool [T, H, W], True = hidden from the encoder, and of the video
     loss: float  # mean squared error of the prediction, as in training
     token_losses: np.ndarray  # float32 [M], of each masked token
 
 
 def reconstruct(
-    model: VideoMAE, clip: np.ndarray, mask: np.ndarray, statistics: str = "visible"
+    model: VideoMAE,
+    clip: np.ndarray,
+    mask: np.ndarray,
+    statistics: str = "visible",
+    padding: np.ndarray | None = None,
 ) -> Reconstruction:
     """Reconstruct the masked tokens of one clip.
 
     Args:
         model: in evaluation mode, on any device.
-        clip: uint8 `[T, S, S, C]`.
+        clip: uint8 `[T, H, W, C]`.
         mask: bool `[N]`, True = masked.
         statistics: whose mean and deviation the pixels get, "visible" or "target".
+        padding: bool `[N]`, tokens beside the video, which stay as they are; None: there are none.
 
     Raises:
         ValueError: other statistics, or a clip or mask that does not fit the model.
@@ -442,12 +448,14 @@ def reconstruct(
         raise ValueError(f"statistics {statistics!r} is not one of {', '.join(STATISTICS)}")
     device = model.mask_token.device
     clips = torch.from_numpy(clip)[None].to(device)
-    hidden = torch.from_numpy(mask)
+    masked = torch.from_numpy(mask)
+    of_video = torch.ones_like(masked) if padding is None else torch.from_numpy(~padding)
+    hidden = masked & of_video
     with torch.no_grad():
-        output = model(clips, hidden[None].to(device))
+        output = model(clips, masked[None].to(device), hidden[None].to(device))
         tokens = model.patchify(clips).cpu().float() / 255  # [N, t*P*P*C]
     prediction = output.prediction.cpu().unflatten(1, (-1, model.config.channels))  # [M, t*P*P, C]
-    mean, deviation = _statistics(tokens, hidden, model.config, statistics)
+    mean, deviation = _statistics(tokens, hidden, ~masked & of_video, model.config, statistics)
     if model.config.norm_target:
         prediction = prediction * deviation + mean
     filled = tokens.clone()
@@ -471,7 +479,7 @@ class Quality(NamedTuple):
 
 
 def quality(original: np.ndarray, pixels: np.ndarray, masked: np.ndarray) -> Quality:
-    """Compare two clips float `[T, S, S, C]` in 0 to 1 where `masked` bool `[T, S, S]` is true.
+    """Compare two clips float `[T, H, W, C]` in 0 to 1 where `masked` bool `[T, H, W]` is true.
 
     SSIM is computed frame by frame, with the visible pixels around, and averaged over hidden ones.
     """
@@ -484,7 +492,7 @@ def quality(original: np.ndarray, pixels: np.ndarray, masked: np.ndarray) -> Qua
 
 
 def _statistics(
-    tokens: Tensor, hidden: Tensor, config: VideoMAEConfig, statistics: str
+    tokens: Tensor, hidden: Tensor, visible: Tensor, config: VideoMAEConfig, statistics: str
 ) -> tuple[Tensor, Tensor]:
     """Mean and deviation for each hidden token, float32 `[M, 1, C]` each."""
     variance, mean = torch.var_mean(tokens.unflatten(1, (-1, config.channels)), dim=1, keepdim=True)
@@ -492,21 +500,22 @@ def _statistics(
     if statistics == "target":
         return mean[hidden], deviation[hidden]
     # Places (time, row, column) of tokens; the nearest visible ones, weighted by 1 / distance.
-    n, grid = config.n_tokens, config.grid_size
-    index = torch.arange(n)
-    places = torch.stack([index // grid**2, index // grid % grid, index % grid], 1).float()
-    distances = torch.cdist(places[hidden], places[~hidden])  # [M, V]
+    rows, columns = config.grid
+    index = torch.arange(config.n_tokens)
+    of_time, within = index // (rows * columns), index % (rows * columns)
+    places = torch.stack([of_time, within // columns, within % columns], 1).float()
+    distances = torch.cdist(places[hidden], places[visible])  # [M, V]
     nearest = distances.topk(min(NEAREST, distances.shape[1]), largest=False)
     weights = 1 / nearest.values
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None]  # [M, nearest, 1, 1]
     return tuple(
-        (values[~hidden][nearest.indices] * weights).sum(1) for values in (mean, deviation)
+        (values[visible][nearest.indices] * weights).sum(1) for values in (mean, deviation)
     )  # type: ignore[return-value]
 
 
 def unpatchify(tokens: Tensor, config: VideoMAEConfig) -> Tensor:
-    """The inverse of `VideoMAE.patchify` for one clip: `[N, t*P*P*C]` -> `[T, S, S, C]`."""
-    t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
+    """The inverse of `VideoMAE.patchify` for one clip: `[N, t*P*P*C]` -> `[T, H, W, C]`."""
+    t, p = config.tubelet_size, config.patch_size
     # [N, t*P*P*C] -> [T/t, H/P, W/P, t, P, P, C] -> [T/t, t, H/P, P, W/P, P, C]
-    parts = tokens.reshape(-1, grid, grid, t, p, p, config.channels).permute(0, 3, 1, 4, 2, 5, 6)
-    return parts.reshape(config.num_frames, config.input_size, config.input_size, config.channels)
+    parts = tokens.reshape(-1, *config.grid, t, p, p, config.channels).permute(0, 3, 1, 4, 2, 5, 6)
+    return parts.reshape(config.num_frames, *config.sides, config.channels)

@@ -1,7 +1,7 @@
 """Change from one frame to the next, averaged over patches, in one pass over the resized frame.
 
-Legend: S side of the resized frame, P side of a patch, n = S / P patches a side, g_i gray levels of
-frame i.
+Legend: H, W sides of the resized frame, P side of a patch, H_p = H / P, W_p = W / P, g_i gray
+levels of frame i.
 
     score of a patch = min(255, floor((4 * sum |g_i - g_(i-1)| + floor(P P / 2)) / (P P)))
 
@@ -19,14 +19,15 @@ from savimae.kernels.resize import ResizeBuffers, resize
 
 
 @jit
-def difference(gray, previous, size, out):
-    """out = |gray - previous|, and previous[:, :S] becomes gray.
+def difference(gray, previous, out):
+    """out = |gray - previous|, and previous[:, :W] becomes gray.
 
-    gray, previous uint8 [S, >= S]; writes out uint8 [S, S].
+    gray, previous uint8 [H, >= W]; writes out uint8 [H, W].
     """
-    for y in range(size):
+    height, width = out.shape
+    for y in range(height):
         row, before, result = gray[y], previous[y], out[y]
-        for x in range(uint64(size)):
+        for x in range(uint64(width)):
             value = row[x]
             result[x] = uint8(max(value, before[x]) - min(value, before[x]))
             before[x] = value
@@ -39,23 +40,23 @@ def _patch_score(total, area):
 
 
 @jit
-def patch_changes(gray, previous, size, patch_size, out):
-    """Scores of the patches of a frame; previous[:, :S] becomes gray.
+def patch_changes(gray, previous, patch_size, out):
+    """Scores of the patches of a frame; previous[:, :W] becomes gray.
 
-    gray, previous uint8 [S, >= S]; writes out uint8 [n, n].
+    gray, previous uint8 [H, >= W]; writes out uint8 [H_p, W_p].
     """
-    n = size // patch_size
+    width = out.shape[1] * patch_size
     area = int64(patch_size) * int64(patch_size)
-    columns = np.empty(size, np.uint32)
-    for j in range(n):
+    columns = np.empty(width, np.uint32)
+    for j in range(out.shape[0]):
         columns[:] = 0
         for y in range(j * patch_size, (j + 1) * patch_size):
             row, before = gray[y], previous[y]
-            for x in range(uint64(size)):
+            for x in range(uint64(width)):
                 value = row[x]
                 columns[x] += uint32(uint8(max(value, before[x]) - min(value, before[x])))
                 before[x] = value
-        for i in range(n):
+        for i in range(out.shape[1]):
             total = uint32(0)
             for x in range(uint64(i * patch_size), uint64((i + 1) * patch_size)):
                 total += columns[x]
@@ -67,17 +68,16 @@ def frame_changes(plane, height, width, buffers, previous, patch_size, out):
     """Gray plane -> scores of its patches, everything in one call.
 
     plane uint8 C-contiguous, its top left [height, width] is the frame; `buffers` as of `resize`;
-    previous uint8 [S, >= S], the resized frame before, which becomes this one. Writes out uint8
-    [n, n].
+    previous uint8 [H, >= W], the resized frame before, which becomes this one. Writes out uint8
+    [H_p, W_p].
     """
     resize(plane, height, width, buffers)
-    gray = ResizeBuffers(*buffers).gray
-    patch_changes(gray, previous, gray.shape[0], patch_size, out)
+    patch_changes(ResizeBuffers(*buffers).gray, previous, patch_size, out)
 
 
 @jit
 def map_scores(gray, patch_size, out):
-    """Differences gray uint8 [S, >= S] -> scores of the patches; writes out uint8 [n, n]."""
+    """Differences gray uint8 [H, >= W] -> scores of the patches; writes out uint8 [H_p, W_p]."""
     area = int64(patch_size) * int64(patch_size)
     for j in range(out.shape[0]):
         for i in range(out.shape[1]):
@@ -94,5 +94,5 @@ def compile_change(buffers: ResizeBuffers) -> None:
     plane.flags.writeable = False
     previous = np.zeros_like(buffers.gray)
     frame_changes(plane, 2, 2, tuple(buffers), previous, 2, out)
-    difference(buffers.gray, previous, 2, np.zeros((2, 2), np.uint8))
+    difference(buffers.gray, previous, np.zeros((2, 2), np.uint8))
     map_scores(buffers.gray, 2, out)

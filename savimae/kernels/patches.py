@@ -1,6 +1,6 @@
 """Saliency of a frame and its pooling to patches, in one pass over the resized frame.
 
-Legend: S side of the resized frame, P side of a patch, n = S / P patches a side.
+Legend: H, W sides of the resized frame, P side of a patch, H_p = H / P, W_p = W / P.
 
 With p = g / 255 for the gray level g, m = mean(p), all in float32:
 
@@ -54,36 +54,37 @@ def _map_value(level, mean, peak):
 
 
 @jit
-def patch_extrema(gray, size, patch_size, low, high):
+def patch_extrema(gray, patch_height, patch_width, low, high):
     """Darkest and brightest pixel of each patch; returns the sum of the frame (int64).
 
-    gray uint8 [S, >= S]; writes low, high uint8 [n, n].
+    gray uint8 [H, >= W]; writes low, high uint8 [H_p, W_p].
     """
-    n = size // patch_size
-    column_low = np.empty(size, np.uint8)
-    column_high = np.empty(size, np.uint8)
+    rows, columns = low.shape
+    width = columns * patch_width
+    column_low = np.empty(width, np.uint8)
+    column_high = np.empty(width, np.uint8)
     total = int64(0)
-    for j in range(n):
+    for j in range(rows):
         column_low[:] = 255
         column_high[:] = 0
-        for y in range(j * patch_size, (j + 1) * patch_size):
+        for y in range(j * patch_height, (j + 1) * patch_height):
             row = gray[y]
             row_total = np.uint32(0)
-            for x in range(size):
+            for x in range(width):
                 value = row[x]
                 row_total += np.uint32(value)
                 column_low[x] = min(column_low[x], value)
                 column_high[x] = max(column_high[x], value)
             total += int64(row_total)
         # One loop each, with unsigned indices (no wrap-around test), so that both vectorise.
-        for i in range(n):
+        for i in range(columns):
             darkest = uint8(255)
-            for x in range(uint64(i * patch_size), uint64((i + 1) * patch_size)):
+            for x in range(uint64(i * patch_width), uint64((i + 1) * patch_width)):
                 darkest = min(darkest, column_low[x])
             low[j, i] = darkest
-        for i in range(n):
+        for i in range(columns):
             brightest = uint8(0)
-            for x in range(uint64(i * patch_size), uint64((i + 1) * patch_size)):
+            for x in range(uint64(i * patch_width), uint64((i + 1) * patch_width)):
                 brightest = max(brightest, column_high[x])
             high[j, i] = brightest
     return total
@@ -113,15 +114,14 @@ def frame_patches(plane, height, width, buffers, patch_size, smallest_level, out
     """Gray plane -> salient patches, everything in one call.
 
     plane uint8 C-contiguous, its top left [height, width] is the frame; `buffers` as of `resize`.
-    Writes out uint8 [n, n]: 1 where the patch is salient, else 0.
+    Writes out uint8 [H_p, W_p]: 1 where the patch is salient, else 0.
     """
     resize(plane, height, width, buffers)
     gray = ResizeBuffers(*buffers).gray
-    size = gray.shape[0]
     low = np.empty(out.shape, np.uint8)
     high = np.empty(out.shape, np.uint8)
-    total = patch_extrema(gray, size, patch_size, low, high)
-    mean = _mean(total, size * size)
+    total = patch_extrema(gray, patch_size, patch_size, low, high)
+    mean = _mean(total, out.size * patch_size * patch_size)
     darkest, brightest = _frame_range(low, high)
     peak = _peak(darkest, brightest, mean)
     for j in range(out.shape[0]):
@@ -131,28 +131,29 @@ def frame_patches(plane, height, width, buffers, patch_size, smallest_level, out
 
 
 @jit
-def saliency_map(gray, size, out):
-    """Resized frame gray uint8 [S, >= S] -> its saliency map; writes out uint8 [S, S]."""
+def saliency_map(gray, out):
+    """Resized frame gray uint8 [H, >= W] -> its saliency map; writes out uint8 [H, W]."""
+    height, width = out.shape
     low = np.empty((1, 1), np.uint8)
     high = np.empty((1, 1), np.uint8)
-    total = patch_extrema(gray, size, size, low, high)
-    mean = _mean(total, size * size)
+    total = patch_extrema(gray, height, width, low, high)
+    mean = _mean(total, height * width)
     peak = _peak(low[0, 0], high[0, 0], mean)
     levels = np.empty(256, np.uint8)  # a frame has at most 256 different answers
     for level in range(256):
         # Levels outside the frame's range could exceed 255; they do not occur.
         levels[level] = _map_value(min(max(level, low[0, 0]), high[0, 0]), mean, peak)
-    for y in range(size):
-        for x in range(size):
+    for y in range(height):
+        for x in range(width):
             out[y, x] = levels[gray[y, x]]
 
 
 @jit
-def map_patches(gray, size, patch_size, smallest_level, out):
-    """Saliency map gray uint8 [S, >= S] -> salient patches; writes out uint8 [n, n] of 0 and 1."""
+def map_patches(gray, patch_size, smallest_level, out):
+    """Saliency map gray uint8 [H, >= W] -> salient patches; writes out uint8 [H_p, W_p], 0 or 1."""
     low = np.empty(out.shape, np.uint8)
     high = np.empty(out.shape, np.uint8)
-    patch_extrema(gray, size, patch_size, low, high)
+    patch_extrema(gray, patch_size, patch_size, low, high)
     for j in range(out.shape[0]):
         for i in range(out.shape[1]):
             out[j, i] = uint8(high[j, i] >= smallest_level)
@@ -162,7 +163,7 @@ def compile_kernels() -> None:
     """Compile every kernel, or load it from the cache, once for all processes that share it."""
     plane = np.zeros((2, 2), np.uint8)
     plane.flags.writeable = False  # planes belong to the decoder: kernels see them read-only
-    buffers = resize_buffers(2, 2, 2)
+    buffers = resize_buffers(2, 2, 2, 2)
     out = np.zeros((1, 1), np.uint8)
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels.flags.writeable = False
@@ -170,8 +171,8 @@ def compile_kernels() -> None:
         luma(pixels)
         frame_patches(plane, 2, 2, tuple(buffers), 2, 128, out)
         resize(plane, 2, 2, tuple(buffers))
-        saliency_map(buffers.gray, 2, np.zeros((2, 2), np.uint8))
-        map_patches(buffers.gray, 2, 2, 128, out)
+        saliency_map(buffers.gray, np.zeros((2, 2), np.uint8))
+        map_patches(buffers.gray, 2, 128, out)
         compile_change(buffers)
         frame = np.zeros((2, 2, 3), np.uint8)
         frame.flags.writeable = False

@@ -30,13 +30,13 @@ def resize_rows(plane: np.ndarray, n_out: int) -> np.ndarray:
     return result
 
 
-def resize(plane: np.ndarray, size: int) -> np.ndarray:
-    """uint8 `[h, w]` -> uint8 `[size, size]`, horizontal pass first."""
-    return resize_rows(resize_rows(plane, size).T, size).T
+def resize(plane: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 `[h, w]` -> uint8 `[height, width]`, horizontal pass first."""
+    return resize_rows(resize_rows(plane, width).T, height).T
 
 
 def saliency_map(gray: np.ndarray) -> np.ndarray:
-    """Resized frame uint8 `[S, S]` -> saliency map uint8 `[S, S]`."""
+    """Resized frame uint8 `[H, W]` -> saliency map uint8 `[H, W]`."""
     if gray.min() == gray.max():
         return np.zeros_like(gray)
     mean = np.float32(gray.sum(dtype=np.int64) / (255.0 * gray.size))
@@ -45,30 +45,36 @@ def saliency_map(gray: np.ndarray) -> np.ndarray:
 
 
 def map_patches(saliency: np.ndarray, patch_size: int, threshold: float) -> np.ndarray:
-    """Saliency map uint8 `[S, S]` -> uint8 `[S / P, S / P]`: 1 where any pixel is salient."""
-    n = saliency.shape[0] // patch_size
-    salient = saliency / 255 >= threshold
-    pooled = salient.reshape(n, patch_size, n, patch_size).any(axis=(1, 3))
+    """Saliency map uint8 `[H, W]` -> uint8 `[H / P, W / P]`: 1 where any pixel is salient."""
+    pooled = _by_patch(saliency / 255 >= threshold, patch_size).any(axis=(1, 3))
     return np.asarray(pooled, np.uint8)
 
 
-def frame_patches(plane: np.ndarray, size: int, patch_size: int, threshold: float) -> np.ndarray:
-    """Gray plane uint8 `[h, w]` -> salient patches uint8 `[size / P, size / P]`, in two steps."""
-    return map_patches(saliency_map(resize(plane, size)), patch_size, threshold)
+def frame_patches(
+    plane: np.ndarray, height: int, width: int, patch_size: int, threshold: float
+) -> np.ndarray:
+    """Gray plane uint8 `[h, w]` -> salient patches uint8 `[H / P, W / P]`, in two steps."""
+    return map_patches(saliency_map(resize(plane, height, width)), patch_size, threshold)
 
 
 def map_scores(differences: np.ndarray, patch_size: int) -> np.ndarray:
-    """Differences uint8 `[S, S]` -> their mean over patches in quarters, uint8 `[S / P, S / P]`."""
-    n, area = differences.shape[0] // patch_size, patch_size**2
-    totals = differences.reshape(n, patch_size, n, patch_size).sum(axis=(1, 3), dtype=np.int64)
+    """Differences uint8 `[H, W]` -> their mean over patches in quarters, uint8 `[H / P, W / P]`."""
+    area = patch_size**2
+    totals = _by_patch(differences, patch_size).sum(axis=(1, 3), dtype=np.int64)
     return np.minimum(255, (4 * totals + area // 2) // area).astype(np.uint8)
 
 
-def change_scores(planes: list[np.ndarray], size: int, patch_size: int) -> np.ndarray:
-    """Gray planes uint8 `[h, w]` of a video -> uint8 `[T, size / P, size / P]`."""
-    resized = [resize(plane, size).astype(np.int64) for plane in planes]
+def _by_patch(frame: np.ndarray, patch_size: int) -> np.ndarray:
+    """`[H, W]` -> `[H / P, P, W / P, P]`."""
+    height, width = frame.shape
+    return frame.reshape(height // patch_size, patch_size, width // patch_size, patch_size)
+
+
+def change_scores(planes: list[np.ndarray], height: int, width: int, patch_size: int) -> np.ndarray:
+    """Gray planes uint8 `[h, w]` of a video -> uint8 `[T, H / P, W / P]`."""
+    resized = [resize(plane, height, width).astype(np.int64) for plane in planes]
     differences = [np.abs(b - a).astype(np.uint8) for a, b in itertools.pairwise(resized)]
-    first = differences[0] if differences else np.zeros((size, size), np.uint8)
+    first = differences[0] if differences else np.zeros((height, width), np.uint8)
     return np.stack([map_scores(each, patch_size) for each in (first, *differences)])
 
 

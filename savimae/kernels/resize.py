@@ -1,6 +1,7 @@
 """Antialiased bilinear resizing of one gray plane, equal bit for bit to Pillow's.
 
-Legend: h, w source height and width; n_in, n_out lengths of one axis; K taps per output pixel.
+Legend: h, w source height and width; H, W those of the result; n_in, n_out lengths of one axis; K
+taps per output pixel.
 
 Per axis, output i sees the source through a triangle of half-width s = max(n_in / n_out, 1) around
 c = (i + 0.5) n_in / n_out; its weights are normalised and rounded to 22-bit fixed point, and each
@@ -69,22 +70,22 @@ class ResizeBuffers(NamedTuple):
     takes Numba a microsecond less at each call.
     """
 
-    x_starts: np.ndarray  # uint64 [size]
-    x_taps: np.ndarray  # uint32 [size, K], K >= 3
-    y_starts: np.ndarray  # as of x
+    x_starts: np.ndarray  # uint64 [W]
+    x_taps: np.ndarray  # uint32 [W, K], K >= 3
+    y_starts: np.ndarray  # as of x, for [H]
     y_taps: np.ndarray
     words: np.ndarray  # uint64 [8, longest]
     columns: np.ndarray  # uint64 [longest, 8]
     column_bytes: np.ndarray  # the bytes of `columns`, flat
     sums: np.ndarray  # uint32 [64]
-    turned: np.ndarray  # uint8 [size, h rounded up to 64], the horizontal pass, transposed
-    gray: np.ndarray  # uint8 [size, size rounded up to 64]; gray[:, :size] is the result
+    turned: np.ndarray  # uint8 [W, h rounded up to 64], the horizontal pass, transposed
+    gray: np.ndarray  # uint8 [H, W rounded up to 64]; gray[:, :W] is the result
 
 
-def resize_buffers(height: int, width: int, size: int) -> ResizeBuffers:
-    """Buffers to resize planes `[height, width]` to `[size, size]`."""
-    x_starts, x_taps = _kernel_taps(width, size)
-    y_starts, y_taps = _kernel_taps(height, size)
+def resize_buffers(height: int, width: int, out_height: int, out_width: int) -> ResizeBuffers:
+    """Buffers to resize planes `[height, width]` to `[out_height, out_width]`."""
+    x_starts, x_taps = _kernel_taps(width, out_width)
+    y_starts, y_taps = _kernel_taps(height, out_height)
     # Columns past the image are read with weight 0 where a filter is wider than the image.
     longest = max(width, height, x_taps.shape[1], y_taps.shape[1])
     columns = np.zeros((longest, WORDS), np.uint64)
@@ -94,8 +95,8 @@ def resize_buffers(height: int, width: int, size: int) -> ResizeBuffers:
         columns=columns,
         column_bytes=columns.reshape(-1).view(np.uint8),
         sums=np.zeros(BLOCK, np.uint32),
-        turned=np.zeros((size, _round_up(height)), np.uint8),
-        gray=np.zeros((size, _round_up(size)), np.uint8),
+        turned=np.zeros((out_width, _round_up(height)), np.uint8),
+        gray=np.zeros((out_height, _round_up(out_width)), np.uint8),
     )  # fmt: skip
 
 
@@ -190,11 +191,13 @@ def resample_transposed(plane, height, width, starts, taps, buffers, out):
 
 @jit
 def resize(plane, height, width, buffers):
-    """Resize the top left [height, width] of `plane` (uint8, C-contiguous) to [size, size].
+    """Resize the top left [height, width] of `plane` (uint8, C-contiguous) to [H, W].
 
-    Writes `gray` of the buffers, a tuple of those of `resize_buffers(height, width, size)`.
+    Writes `gray` of the buffers, a tuple of those of `resize_buffers(height, width, H, W)`.
     """
     named = ResizeBuffers(*buffers)
-    size = named.x_taps.shape[0]
+    out_width = named.x_taps.shape[0]
     resample_transposed(plane, height, width, named.x_starts, named.x_taps, named, named.turned)
-    resample_transposed(named.turned, size, height, named.y_starts, named.y_taps, named, named.gray)
+    resample_transposed(
+        named.turned, out_width, height, named.y_starts, named.y_taps, named, named.gray
+    )

@@ -28,41 +28,41 @@ def split_channels(pixels, top, left, height, width, planes):
 
 @jit
 def resize_rgb(pixels, top, left, height, width, mirrored, buffers, planes, out):
-    """Part of a frame -> out uint8 [size, size, 3], its columns reversed if `mirrored`.
+    """Part of a frame -> out uint8 [H, W, 3], its columns reversed if `mirrored`.
 
-    pixels uint8 [H, W, 3], C-contiguous; the part is [height, width] from (top, left). `buffers` as
+    pixels uint8 [h, w, 3], C-contiguous; the part is [height, width] from (top, left). `buffers` as
     of `resize`; planes uint8 [3, height, width] is scratch.
     """
     split_channels(pixels, top, left, height, width, planes)
-    size = out.shape[0]
+    out_height, out_width = out.shape[0], out.shape[1]
     gray = ResizeBuffers(*buffers).gray
     for channel in range(3):
         resize(planes[channel], height, width, buffers)
-        for y in range(size):
+        for y in range(out_height):
             if mirrored:
-                for x in range(size):
-                    out[y, x, channel] = gray[y, size - 1 - x]
+                for x in range(out_width):
+                    out[y, x, channel] = gray[y, out_width - 1 - x]
             else:
-                for x in range(size):
+                for x in range(out_width):
                     out[y, x, channel] = gray[y, x]
 
 
 @jit
 def resize_gray(pixels, top, left, height, width, mirrored, buffers, planes, out):
-    """Part of a gray frame -> out uint8 [size, size, 1]; else as `resize_rgb`.
+    """Part of a gray frame -> out uint8 [H, W, 1]; else as `resize_rgb`.
 
-    pixels uint8 [H, W, 1], C-contiguous; planes uint8 [1, height, width] is scratch.
+    pixels uint8 [h, w, 1], C-contiguous; planes uint8 [1, height, width] is scratch.
     """
     for y in range(height):
         row, plane = pixels[top + y], planes[0, y]
         for x in range(width):
             plane[x] = row[left + x, 0]
     resize(planes[0], height, width, buffers)
-    size = out.shape[0]
+    out_height, out_width = out.shape[0], out.shape[1]
     gray = ResizeBuffers(*buffers).gray
-    for y in range(size):
-        for x in range(size):
-            out[y, x, 0] = gray[y, size - 1 - x if mirrored else x]
+    for y in range(out_height):
+        for x in range(out_width):
+            out[y, x, 0] = gray[y, out_width - 1 - x if mirrored else x]
 
 
 @jit

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from savimae.system.sizes import FrameSize, Sides, frame_size, recorded_size, sides
+
 GRAY, CHANNELS = 1, 3  # of pixels: gray, RGB
 # (encoder dim, depth, heads), (decoder dim, heads)
 SIZES = {
@@ -24,7 +26,7 @@ PUBLISHED = "pretrain_videomae_"  # published names: PUBLISHED, a size, patch an
 class VideoMAEConfig:
     """Shape of a model; the defaults are base."""
 
-    input_size: int = 224
+    input_size: FrameSize = 224
     num_frames: int = 16
     patch_size: int = 16
     tubelet_size: int = 2
@@ -43,6 +45,10 @@ class VideoMAEConfig:
     pixel_std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "input_size", frame_size(self.input_size))
+        except ValueError as error:
+            raise ValueError(f"input_size: {error}") from None
         if self.channels not in (GRAY, CHANNELS):
             raise ValueError(f"channels must be {GRAY} or {CHANNELS}, not {self.channels}")
         if (self.pixel_mean is None) != (self.pixel_std is None):
@@ -62,8 +68,11 @@ class VideoMAEConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, not {value}")
+        if any(side % self.patch_size for side in self.sides):
+            raise ValueError(
+                f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}"
+            )
         for whole, part in (
-            ("input_size", "patch_size"),
             ("num_frames", "tubelet_size"),
             ("encoder_dim", "encoder_heads"),
             ("decoder_dim", "decoder_heads"),
@@ -75,9 +84,14 @@ class VideoMAEConfig:
                 )
 
     @property
-    def grid_size(self) -> int:
-        """Patches a side: H_p = W_p."""
-        return self.input_size // self.patch_size
+    def sides(self) -> Sides:
+        """Of a frame: H, W in pixels."""
+        return sides(self.input_size)
+
+    @property
+    def grid(self) -> Sides:
+        """H_p, W_p, in patches."""
+        return Sides(*(side // self.patch_size for side in self.sides))
 
     @property
     def time_steps(self) -> int:
@@ -85,7 +99,7 @@ class VideoMAEConfig:
 
     @property
     def n_tokens(self) -> int:
-        return self.time_steps * self.grid_size**2
+        return self.time_steps * self.grid.height * self.grid.width
 
     @property
     def token_values(self) -> int:
@@ -97,7 +111,7 @@ class VideoMAEConfig:
 
         Those that came later are left out at their defaults: older runs and files lack them.
         """
-        fields = dataclasses.asdict(self)
+        fields = {**dataclasses.asdict(self), "input_size": recorded_size(self.input_size)}
         for name in ("pixel_mean", "pixel_std"):
             fields[name] = None if fields[name] is None else list(fields[name])  # as JSON has it
         for field in dataclasses.fields(self):

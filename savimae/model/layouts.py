@@ -44,11 +44,14 @@ def our_config(path: str, fields: dict[str, Any]) -> VideoMAEConfig:
             if name in ("pixel_mean", "pixel_std"):  # whose numbers the config looks at
                 if value is not None and not isinstance(value, list | tuple):
                     raise TypeError(f"{name} is {type(value).__name__}, not a list of numbers")
+            elif name == "input_size":  # which the config looks at as well
+                if not isinstance(value, int | list | tuple):
+                    raise TypeError(f"{name} is {type(value).__name__}, not a size")
             elif type(value) is not wanted and not (wanted is float and type(value) is int):
                 raise TypeError(f"{name} is {type(value).__name__}, not {wanted.__name__}")
         config = VideoMAEConfig(**fields)
         sizes = (
-            config.input_size, config.num_frames, config.encoder_dim, config.decoder_dim,
+            *config.sides, config.num_frames, config.encoder_dim, config.decoder_dim,
             config.token_values, config.n_tokens,
         )  # fmt: skip
         if max(sizes) > MAX_SIZE:

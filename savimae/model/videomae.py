@@ -422,9 +422,10 @@ def _run_blocks(
 
 def patchify(clips: Tensor, config: VideoMAEConfig) -> Tensor:
     """Clips -> tokens of the same dtype: `[B, T, H, W, C]` -> `[B * N, t*P*P*C]`."""
-    t, p, grid = config.tubelet_size, config.patch_size, config.grid_size
+    t, p = config.tubelet_size, config.patch_size
+    rows, columns = config.grid
     # [B, T, H, W, C] -> [B, T/t, t, H/P, P, W/P, P, C] -> [B, T/t, H/P, W/P, t, P, P, C]
-    parts = clips.reshape(clips.shape[0], -1, t, grid, p, grid, p, config.channels)
+    parts = clips.reshape(clips.shape[0], -1, t, rows, p, columns, p, config.channels)
     return parts.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, config.token_values)
 
 
@@ -446,7 +447,7 @@ def time_means(tokens: Tensor, steps: int) -> Tensor:
 
 def check_clips(clips: Tensor, config: VideoMAEConfig) -> None:
     """Raises ValueError for clips that are not `[B, T, H, W, C]` with the model's sizes."""
-    expected = (config.num_frames, config.input_size, config.input_size, config.channels)
+    expected = (config.num_frames, *config.sides, config.channels)
     if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
         raise ValueError(f"clips are {list(clips.shape)}, the model wants [B, *{list(expected)}]")
 

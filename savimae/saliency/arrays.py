@@ -15,6 +15,7 @@ import numpy as np
 
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.files import atomic_file
+from savimae.system.sizes import Sides
 
 HEADER_BYTES = 128  # of arrays of up to three axes, whatever their lengths (NumPy pads to 64)
 
@@ -25,7 +26,7 @@ def array_path(root: str, name: str) -> str:
 
 
 def write_array(
-    path: str, chunks: Iterable[np.ndarray], grid_size: int, dtype: str
+    path: str, chunks: Iterable[np.ndarray], grid: Sides, dtype: str
 ) -> tuple[int, int]:
     """Stream chunks uint8 `[n, H_p, W_p]` into `path`, atomically; memory stays that of one chunk.
 
@@ -35,29 +36,29 @@ def write_array(
     n_frames = n_salient = 0
     with atomic_file(path) as file:
         # NumPy pads headers so that the first axis can grow; the final one is written over this.
-        _write_header(file, 0, grid_size, dtype)
+        _write_header(file, 0, grid, dtype)
         start = file.tell()
         for chunk in chunks:
             n_frames += len(chunk)
             n_salient += int(np.count_nonzero(chunk))
             file.write(chunk.astype(dtype, copy=False).tobytes())
         file.seek(0)
-        _write_header(file, n_frames, grid_size, dtype)
+        _write_header(file, n_frames, grid, dtype)
         if file.tell() != start:
             raise AssertionError("the header of a .npy file grew with its first axis")
     return n_frames, n_salient
 
 
-def _write_header(file, n_frames: int, grid_size: int, dtype: str) -> None:  # type: ignore[no-untyped-def]
+def _write_header(file, n_frames: int, grid: Sides, dtype: str) -> None:  # type: ignore[no-untyped-def]
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
-        "shape": (n_frames, grid_size, grid_size),
+        "shape": (n_frames, *grid),
     }
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def array_frames(path: str, grid_size: int, dtype: str) -> int | None:
+def array_frames(path: str, grid: Sides, dtype: str) -> int | None:
     """T of a whole array with this grid and dtype; None if it is missing, truncated or another.
 
     Only the header and the size of the file are looked at.
@@ -68,7 +69,7 @@ def array_frames(path: str, grid_size: int, dtype: str) -> int | None:
             whole = os.fstat(file.fileno()).st_size == size
     except (OSError, ValueError, EOFError):
         return None
-    fits = len(shape) == 3 and shape[1:] == (grid_size, grid_size) and shape[0] > 0
+    fits = len(shape) == 3 and shape[1:] == grid and shape[0] > 0
     return shape[0] if whole and fits and found == dtype and not fortran_order else None
 
 

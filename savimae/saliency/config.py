@@ -7,9 +7,11 @@ import math
 import os
 from typing import Any
 
+from savimae.data.fitting import FITS, PRESS
 from savimae.system.errors import shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
+from savimae.system.sizes import FrameSize, Sides, frame_size, recorded_size, sides
 
 FRAME_MEAN = "frame-mean"  # what differs from the frame's mean: patches are salient or not
 CHANGE = "change"  # what differs from the frame before: patches have scores
@@ -21,21 +23,27 @@ MOST = 0.75  # of the patches: where more are salient, savi masks are little els
 class SaliencyConfig:
     """How the patches of frames, and then the tokens of a clip, become salient."""
 
-    input_size: int = 224  # side of the resized frame, in pixels
+    input_size: FrameSize = 224  # of the resized frame, in pixels
     patch_size: int = 16  # side of a patch, in pixels
     threshold: float = 0.5  # a pixel is salient from this share of the frame's greatest deviation
     kind: str = FRAME_MEAN
     share: float = 0.25  # of a clip's tokens, those that change most; of kind CHANGE
+    fit: str = PRESS  # how frames of another shape become such ones
 
     def __post_init__(self) -> None:
-        if self.input_size < 1 or self.patch_size < 1:
-            raise ValueError("--input-size and --patch-size must be at least 1")
-        if self.input_size % self.patch_size:
-            below = max(self.input_size // self.patch_size, 1) * self.patch_size
-            raise ValueError(
-                f"--input-size {self.input_size} is not a multiple of --patch-size "
-                f"{self.patch_size}; the nearest are {below} and {below + self.patch_size}"
-            )
+        object.__setattr__(self, "input_size", frame_size(self.input_size))
+        if self.patch_size < 1:
+            raise ValueError(f"--patch-size must be at least 1, not {self.patch_size}")
+        for side in self.sides:
+            if side % self.patch_size:
+                below = max(side // self.patch_size, 1) * self.patch_size
+                of_side = "" if side == self.input_size else f": {side}"
+                raise ValueError(
+                    f"--input-size {self.input_size}{of_side} is not a multiple of --patch-size "
+                    f"{self.patch_size}; the nearest are {below} and {below + self.patch_size}"
+                )
+        if self.fit not in FITS:
+            raise ValueError(f"--fit {self.fit!r} is not one of {', '.join(FITS)}")
         if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
             raise ValueError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.kind not in KINDS:
@@ -44,14 +52,24 @@ class SaliencyConfig:
             raise ValueError(f"--salient-share {self.share} is not between 0 and 1")
 
     @property
-    def grid_size(self) -> int:
-        """Patches a side: H_p = W_p."""
-        return self.input_size // self.patch_size
+    def sides(self) -> Sides:
+        """Of the resized frame: H, W in pixels."""
+        return sides(self.input_size)
+
+    @property
+    def grid(self) -> Sides:
+        """H_p, W_p, in patches."""
+        return Sides(*(side // self.patch_size for side in self.sides))
 
     @property
     def of_arrays(self) -> dict[str, Any]:
         """The settings that arrays are made with, as their config.json holds them."""
-        sizes = {"input_size": self.input_size, "patch_size": self.patch_size}
+        sizes: dict[str, Any] = {
+            "input_size": recorded_size(self.input_size),
+            "patch_size": self.patch_size,
+        }
+        if self.fit != PRESS:
+            sizes["fit"] = self.fit
         if self.kind == CHANGE:
             return {**sizes, "saliency": CHANGE}
         return {**sizes, "threshold": self.threshold}
@@ -59,24 +77,26 @@ class SaliencyConfig:
     @classmethod
     def from_arrays(cls, recorded: dict[str, Any]) -> SaliencyConfig:
         """The settings in the config.json of arrays. Raises KeyError for another one's."""
-        sizes = recorded["input_size"], recorded["patch_size"]
+        sizes = frame_size(recorded["input_size"]), recorded["patch_size"]
+        fit = recorded.get("fit", PRESS)
         if recorded.get("saliency") == CHANGE:
-            return cls(*sizes, kind=CHANGE)
-        return cls(*sizes, recorded["threshold"])
+            return cls(*sizes, kind=CHANGE, fit=fit)
+        return cls(*sizes, recorded["threshold"], fit=fit)
 
 
 def choose_saliency(
-    input_size: int,
+    input_size: FrameSize,
     patch_size: int,
     kind: str | None,
     root: str | None,
     threshold: float | None,
     share: float | None,
+    fit: str | None = None,
 ) -> SaliencyConfig:
     """The settings of clips, from what was typed; None: not given.
 
     Args:
-        root: the folder of arrays, which have a kind of their own.
+        root: the folder of arrays, which have a kind and a fit of their own.
 
     Raises:
         ValueError: a value out of range or without effect, or arrays of another kind.
@@ -92,7 +112,9 @@ def choose_saliency(
         raise ValueError("--saliency-threshold has no effect on change; give --salient-share")
     if kind != CHANGE and share is not None:
         raise ValueError("--salient-share has no effect on frame-mean; give --saliency change")
-    given = {"threshold": threshold, "share": share}
+    if root is not None:
+        fit = _fit_of_arrays(root, fit)
+    given: dict[str, Any] = {"threshold": threshold, "share": share, "fit": fit}
     return SaliencyConfig(
         input_size, patch_size, kind=kind,
         **{name: value for name, value in given.items() if value is not None},
@@ -104,11 +126,30 @@ def kind_of_arrays(root: str) -> str | None:
 
     Arrays of other tools have none, and one that is broken is reported where sizes are compared.
     """
+    recorded = _of_arrays(root)
+    return None if recorded is None else str(recorded.get("saliency", FRAME_MEAN))
+
+
+def _fit_of_arrays(root: str, fit: str | None) -> str | None:
+    """The fit that the arrays below `root` were made with, which `fit` must be if it is given."""
+    recorded = _of_arrays(root)
+    if recorded is None:
+        return fit
+    found = str(recorded.get("fit", PRESS))
+    if fit not in (None, found):
+        raise ValueError(
+            f"{shown(root)} holds arrays of --fit {found}, the clips are fitted by {fit}; "
+            f"preprocess with --fit {fit} into another folder, or train with that of the arrays"
+        )
+    return found
+
+
+def _of_arrays(root: str) -> dict[str, Any] | None:
+    """The config.json of arrays; None where there is none, or a broken one."""
     try:
-        recorded = read_json(os.path.join(root, CONFIG))
+        return read_json(os.path.join(root, CONFIG))
     except (OSError, ValueError):
         return None
-    return str(recorded.get("saliency", FRAME_MEAN))
 
 
 def mostly_salient(share: float, what: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 
+from savimae.data.fitting import PAD, PRESS
 from savimae.data.jpeg import QUALITY, encode_jpeg
 from savimae.data.lists import ARRAYS, Video
 from savimae.data.video import AnyVideo, open_video
@@ -17,6 +18,7 @@ from savimae.saliency.arrays import array_frames, array_path, write_array
 from savimae.saliency.config import CHANGE, SaliencyConfig
 from savimae.saliency.frames import frame_maps, patch_chunks
 from savimae.system.files import atomic_folder
+from savimae.system.sizes import recorded_size
 from savimae.system.workers import counter
 
 
@@ -51,15 +53,15 @@ class ArrayMaker:
         return array_path(out, video.name)
 
     def is_done(self, target: str) -> bool:
-        return array_frames(target, self.saliency.grid_size, self.dtype) is not None
+        return array_frames(target, self.saliency.grid, self.dtype) is not None
 
     def make(self, video: Video, target: str) -> Done:
         frames = open_video(video.path, fills_range=self.from_maps)
         chunks = patch_chunks(frames, self.saliency, self.from_maps)
-        n = self.saliency.grid_size
-        n_frames, n_salient = write_array(target, _counted(chunks, frames), n, self.dtype)
+        rows, columns = grid = self.saliency.grid
+        n_frames, n_salient = write_array(target, _counted(chunks, frames), grid, self.dtype)
         is_scored = self.saliency.kind == CHANGE  # what is salient is decided for each clip
-        return Done(n_frames, None if is_scored else n_salient / (n_frames * n * n))
+        return Done(n_frames, None if is_scored else n_salient / (n_frames * rows * columns))
 
 
 class _FolderMaker:
@@ -99,8 +101,14 @@ class MapMaker(_FolderMaker):
     uses_kernels = True
 
     def settings(self) -> dict[str, Any]:
-        kind = {"saliency": CHANGE} if self.saliency.kind == CHANGE else {}
-        return {"output": "maps", "input_size": self.saliency.input_size, **kind}
+        saliency = self.saliency
+        return {
+            "output": "maps",
+            "input_size": recorded_size(saliency.input_size),
+            **({"fit": saliency.fit} if saliency.fit != PRESS else {}),
+            **({"patch_size": saliency.patch_size} if saliency.fit == PAD else {}),
+            **({"saliency": CHANGE} if saliency.kind == CHANGE else {}),
+        }
 
     def make(self, video: Video, target: str) -> Done:
         frames = open_video(video.path)

@@ -1,6 +1,6 @@
 """Clips with saliency and masks as a data set of PyTorch, for training loops of one's own.
 
-Legend: T frames of a clip, S input size, N tokens of a clip.
+Legend: T frames of a clip, H, W sides of the input, N tokens of a clip.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from savimae.saliency.config import choose_saliency
 from savimae.samples.clips import ClipConfig, ClipReader
 from savimae.samples.masking import MaskSpec, draw_masks, refuse_idle_ratios
 from savimae.samples.randomness import sample_keys
+from savimae.system.sizes import frame_size, sides
 
 
 class VideoClips(Dataset[dict[str, Any]]):
@@ -31,8 +32,10 @@ class VideoClips(Dataset[dict[str, Any]]):
     Args:
         data: a list, a folder of videos or of frame folders, or one video.
         root: where a list's relative paths start.
+        input_size: side of a square, or height and width.
         saliency: "frame-mean" or "change"; None: that of the arrays, else frame-mean.
         saliency_root: arrays of `savimae preprocess`; None: computed from the clips.
+        fit: "press", "crop" or "pad" whole frames; None: as the arrays were made, else press.
         mask_type: "savi", "savi-tube", "tube" or "random"; None: no masks.
 
     Attributes:
@@ -51,7 +54,7 @@ class VideoClips(Dataset[dict[str, Any]]):
         root: str | None = None,
         num_frames: int = 16,
         sampling_rate: int = 4,
-        input_size: int = 224,
+        input_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         tubelet_size: int = 2,
         saliency: str | None = None,
@@ -66,13 +69,18 @@ class VideoClips(Dataset[dict[str, Any]]):
         augment: str = "none",
         hflip: bool = False,
         channels: int = 3,
+        fit: str | None = None,
         seed: int = 0,
     ):
-        clips = ClipConfig(num_frames, sampling_rate, input_size, augment, hflip, channels)
-        if num_frames % tubelet_size or input_size % patch_size:
+        size = frame_size(input_size)
+        if num_frames % tubelet_size or any(side % patch_size for side in sides(size)):
             raise ValueError("num_frames and input_size are multiples of tubelet and patch size")
         of_saliency = choose_saliency(
-            input_size, patch_size, saliency, saliency_root, saliency_threshold, salient_share
+            size, patch_size, saliency, saliency_root if augment == "none" else None,
+            saliency_threshold, salient_share, fit,
+        )  # fmt: skip
+        clips = ClipConfig(
+            num_frames, sampling_rate, size, augment, hflip, channels, of_saliency.fit, patch_size
         )
         ratios = {
             "mask_ratio": mask_ratio,
@@ -84,7 +92,7 @@ class VideoClips(Dataset[dict[str, Any]]):
         if mask_type is not None:
             refuse_idle_ratios(mask_type, mask_ratio, salient_mask_ratio, nonsalient_mask_ratio)
             self.masks = MaskSpec(
-                mask_type, num_frames // tubelet_size, input_size // patch_size,
+                mask_type, num_frames // tubelet_size, of_saliency.grid,
                 visible_tokens=visible_tokens, **given,
             )  # fmt: skip
         elif given or visible_tokens is not None:
@@ -116,7 +124,7 @@ class VideoClips(Dataset[dict[str, Any]]):
         """Sample `index` of the epoch.
 
         Returns:
-            `pixels` uint8 `[T, S, S, channels]`; `salient` bool `[N]`, the salient tokens; `mask`
+            `pixels` uint8 `[T, H, W, channels]`; `salient` bool `[N]`, the salient tokens; `mask`
             bool `[N]`, True = masked (absent without masks); `label`, -1 for none; `index`.
 
         Raises:

@@ -1,6 +1,7 @@
 """Which tokens the encoder does not see: random, tube, savi and savi-tube masks.
 
-Legend: B clips, N tokens of a clip = time steps x H_p x W_p in (time, row, column) order.
+Legend: B clips, H_p, W_p patches down and across, N tokens of a clip = time steps x H_p x W_p in
+(time, row, column) order.
 A mask is bool `[B, N]`, True = masked: hidden from the encoder, to be reconstructed.
 
 What is drawn for a clip depends on its key alone, that is on (seed, epoch, index of the sample),
@@ -15,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from savimae.samples.randomness import DECODER_START, GOLDEN, TIES, hashes, mix
+from savimae.system.sizes import FrameSize, frame_size, sides
 
 SALIENT_KINDS = ("savi", "savi-tube")
 KINDS = (*SALIENT_KINDS, "tube", "random")
@@ -27,7 +29,7 @@ class MaskSpec:
 
     mask_type: str = "savi"
     time_steps: int = 8  # num_frames / tubelet_size
-    grid_size: int = 14  # H_p = W_p
+    grid_size: FrameSize = 14  # H_p = W_p, or both
     mask_ratio: float = 0.9  # masked share; random and tube
     salient_mask_ratio: float = 0.85  # masked share of the salient tokens; savi and savi-tube
     nonsalient_mask_ratio: float = 0.95  # of the others
@@ -36,6 +38,7 @@ class MaskSpec:
     decode: str = "all"  # or "salient": of the masked tokens only these are reconstructed
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "grid_size", frame_size(self.grid_size))
         if self.mask_type not in KINDS:
             raise ValueError(f"mask type {self.mask_type!r} is not one of {', '.join(KINDS)}")
         for name in ("mask_ratio", "salient_mask_ratio", "nonsalient_mask_ratio"):
@@ -88,7 +91,8 @@ class MaskSpec:
 
     @property
     def n_positions(self) -> int:
-        return self.grid_size**2
+        rows, columns = sides(self.grid_size)
+        return rows * columns
 
     @property
     def n_tokens(self) -> int:
@@ -174,7 +178,11 @@ def draw_masks(spec: MaskSpec, keys: np.ndarray, saliency: np.ndarray | None = N
 
 
 def draw_decoded(
-    spec: MaskSpec, keys: np.ndarray, mask: np.ndarray, saliency: np.ndarray | None = None
+    spec: MaskSpec,
+    keys: np.ndarray,
+    mask: np.ndarray,
+    saliency: np.ndarray | None = None,
+    padding: np.ndarray | None = None,
 ) -> np.ndarray:
     """The masked tokens that are reconstructed: bool `[B, N]`.
 
@@ -183,16 +191,19 @@ def draw_decoded(
     least one) are kept, and move one step around the cell from each time step to the next. Where
     they start is drawn for each clip, so that every token is reconstructed sooner or later. Or only
     the salient ones (as EVEREST decodes what changes; Hwang et al., 2024). A clip of which nothing
-    would be left is reconstructed whole.
+    would be left is reconstructed whole. Padding never is.
 
     Args:
         keys: uint64 `[B]`, as of `draw_masks`.
         mask: bool `[B, N]`, True = masked, what `draw_masks` returned.
         saliency: bool `[B, N]`, the salient tokens, where only these are reconstructed.
+        padding: bool `[B, N]`, tokens beside the video; None: there are none.
 
     Raises:
         ValueError: saliency missing.
     """
+    if padding is not None:
+        mask = mask & ~padding
     if spec.decode == "salient":
         if saliency is None:
             raise ValueError("to reconstruct salient tokens needs saliency")
@@ -209,8 +220,8 @@ def running_cells(spec: MaskSpec, starts: np.ndarray) -> np.ndarray:
     """Tokens that `draw_decoded` keeps, whatever the mask: bool `[B, N]`, from starts int `[B]`."""
     n_kept = max(1, round(4 * (1 - spec.decoder_mask_ratio)))
     around = np.array([[0, 1], [3, 2]])  # clockwise
-    index = np.arange(spec.grid_size) % 2
-    place = around[index[:, None], index[None, :]].reshape(-1)  # [H_p, W_p] -> [positions]
+    rows, columns = (np.arange(n) % 2 for n in sides(spec.grid_size))
+    place = around[rows[:, None], columns[None, :]].reshape(-1)  # [H_p, W_p] -> [positions]
     phase = starts[:, None] + np.arange(spec.time_steps)  # [B, time]
     # [B, time, positions] -> [B, N]
     return ((place + phase[:, :, None]) % 4 < n_kept).reshape(len(starts), -1)

@@ -1,6 +1,6 @@
 """Views of a video for testing: clips spread over its time, crops spread over its frames.
 
-Legend: V views, T frames of a clip, S input size, K crops of a frame, C channels of a
+Legend: V views, T frames of a clip, H, W sides of the input, K crops of a frame, C channels of a
 pixel.
 """
 
@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from savimae.data.fitting import PAD, PRESS, Box, largest_part, place_frame, place_part
 from savimae.data.lists import Video
 from savimae.data.video import VideoError, open_video
-from savimae.samples.clips import Box, ClipConfig, FrameResizer
+from savimae.samples.clips import ClipConfig, FrameResizer
+from savimae.system.errors import UsageError
+from savimae.system.sizes import Sides
 
 TEST_CLIPS, TEST_CROPS = 5, 3  # of the published tests of classifiers
 
@@ -24,7 +27,9 @@ class Views:
     """How many clips and crops of a video are tested."""
 
     clips: int = 1  # spread evenly; a single one is the middle of the video
-    crops: int | None = None  # squares spread along the longer side; None: the whole frame, pressed
+    crops: int | None = (
+        None  # spread along the side that has room; None: the whole frame, as --fit says
+    )
 
     def __post_init__(self) -> None:
         for name in ("clips", "crops"):
@@ -53,15 +58,18 @@ def spread_clips(n_frames: int, config: ClipConfig, n_clips: int) -> np.ndarray:
     return starts.astype(np.int64)[:, None] + offsets
 
 
-def spread_crops(height: int, width: int, n_crops: int | None) -> list[Box]:
-    """Squares along the longer side of a frame, from one end to the other; one is its middle."""
-    if n_crops is None:
-        return [Box(0, 0, width, height)]
-    side, room = min(height, width), abs(height - width)
+def spread_crops(height: int, width: int, size: Sides, n_crops: int) -> list[Box]:
+    """The largest parts of a frame in the shape of `size`, from one end to the other.
+
+    Of squares, along the longer side. A single one is the middle.
+    """
+    part = largest_part(height, width, size)
+    in_width, in_height = width - part.width, height - part.height
+    room = max(in_width, in_height)
     offsets = [room // 2] if n_crops == 1 else np.linspace(0, room, n_crops).round().astype(int)
-    if width >= height:
-        return [Box(int(offset), 0, side, side) for offset in offsets]
-    return [Box(0, int(offset), side, side) for offset in offsets]
+    if in_width >= in_height:
+        return [Box(int(offset), 0, part.width, part.height) for offset in offsets]
+    return [Box(0, int(offset), part.width, part.height) for offset in offsets]
 
 
 class Window(NamedTuple):
@@ -70,7 +78,7 @@ class Window(NamedTuple):
     start_s: float
     end_s: float
     span_s: float  # of a clip, from its first frame to its last
-    views: np.ndarray  # uint8 [V, T, S, S, C]
+    views: np.ndarray  # uint8 [V, T, H, W, C]
 
 
 def window_clips(
@@ -92,14 +100,23 @@ def window_clips(
 
 
 class ViewReader:
-    """Reads the views of videos; may be used by several threads at once."""
+    """Reads the views of videos; may be used by several threads at once.
+
+    Raises:
+        UsageError: crops of frames that are padded.
+    """
 
     def __init__(self, config: ClipConfig, views: Views):
+        if config.fit == PAD and views.crops is not None:
+            raise UsageError(
+                f"{views.crops} crops of a frame are not what a model of padded frames (--fit pad) "
+                "sees; give 0, for whole frames (--crops 0, --test-crops 0 of `savimae finetune`)"
+            )
         self.config = config
         self.views = views
 
     def read(self, video: Video) -> np.ndarray:
-        """All views of `video`, the crops of a clip together: uint8 `[V, T, S, S, C]`.
+        """All views of `video`, the crops of a clip together: uint8 `[V, T, H, W, C]`.
 
         Raises:
             VideoError: the video cannot be decoded.
@@ -111,7 +128,7 @@ class ViewReader:
             return np.unique(chosen[0])
 
         frames, indices = open_video(video.path).read_clip(choose, channels=self.config.channels)
-        resizer = FrameResizer(self.config.input_size, self.config.channels)
+        resizer = FrameResizer(self.config.channels)
         cropped = [self._crops(frame, resizer) for frame in frames]
         return self._assemble(dict(zip(indices.tolist(), cropped, strict=True)), chosen[0])
 
@@ -131,7 +148,7 @@ class ViewReader:
         of_windows = window_clips(n_frames, per_window, self.config, self.views.clips)
         wanted = np.unique(np.concatenate(of_windows))
         frames = zip(wanted.tolist(), source.frames_at(wanted, self.config.channels), strict=True)
-        resizer = FrameResizer(self.config.input_size, self.config.channels)
+        resizer = FrameResizer(self.config.channels)
         kept: dict[int, np.ndarray] = {}  # frame -> its crops, until no window needs it any more
         for number, chosen in enumerate(of_windows):
             kept = {index: crops for index, crops in kept.items() if index >= chosen.min()}
@@ -146,18 +163,23 @@ class ViewReader:
             )  # fmt: skip
 
     def _crops(self, frame: np.ndarray, resizer: FrameResizer) -> np.ndarray:
-        """Frame uint8 `[H, W, C]` -> its crops `[K, S, S, C]`."""
-        size = self.config.input_size
-        boxes = spread_crops(frame.shape[0], frame.shape[1], self.views.crops)
-        crops = np.empty((len(boxes), size, size, self.config.channels), np.uint8)
-        for box, out in zip(boxes, crops, strict=True):
-            resizer.resize(frame, box, False, out)
+        """Frame uint8 `[h, w, C]` -> its crops `[K, H, W, C]`."""
+        size, n_crops = self.config.sides, self.views.crops
+        height, width, _ = frame.shape
+        if n_crops is None:
+            placed = [place_frame(height, width, size, self.config.patch_size, self.config.fit)]
+        else:
+            boxes = spread_crops(height, width, size, n_crops)
+            placed = [place_part(box, size, self.config.patch_size, PRESS) for box in boxes]
+        crops = np.empty((len(placed), *size, self.config.channels), np.uint8)
+        for placement, out in zip(placed, crops, strict=True):
+            resizer.place(frame, placement, False, out)
         return crops
 
     @staticmethod
     def _assemble(crops_of: dict[int, np.ndarray], clips: np.ndarray) -> np.ndarray:
-        """Crops `[K, S, S, C]` by frame, clips int `[clips, T]` -> uint8 `[V, T, S, S, C]`."""
-        # [clips, T, K, S, S, C] -> [clips, K, T, S, S, C] -> [V, T, S, S, C]
+        """Crops `[K, H, W, C]` by frame, clips int `[clips, T]` -> uint8 `[V, T, H, W, C]`."""
+        # [clips, T, K, H, W, C] -> [clips, K, T, H, W, C] -> [V, T, H, W, C]
         pixels = np.stack([[crops_of[int(index)] for index in clip] for clip in clips])
         return np.ascontiguousarray(pixels.swapaxes(1, 2)).reshape(
             -1, *pixels.shape[1:2], *pixels.shape[3:]

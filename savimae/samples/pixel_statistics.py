@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from savimae.data.fitting import PRESS, place_frame
 from savimae.data.lists import Video
 from savimae.data.video import naming_video, open_video
-from savimae.samples.clips import Box, FrameResizer
+from savimae.samples.clips import FrameResizer
 from savimae.system.errors import SavimaeError, shown
 from savimae.system.progress import Progress
+from savimae.system.sizes import FrameSize, sides
 
 MOST_VIDEOS, MOST_FRAMES = 256, 16  # of a video
 
@@ -26,22 +28,24 @@ class PixelStatistics(NamedTuple):
     n_frames: int
 
 
-def measure_pixels(videos: Sequence[Video], input_size: int, channels: int) -> PixelStatistics:
+def measure_pixels(
+    videos: Sequence[Video], input_size: FrameSize, channels: int, fit: str = PRESS
+) -> PixelStatistics:
     """Statistics over at most 256 videos, spread evenly over the list, and 16 frames of each.
 
     Frames are spread evenly over their video, and seen whole in the size that the model sees.
     Nothing is drawn at random.
 
     Args:
-        input_size: side of the frames, in pixels.
+        input_size: of the frames, in pixels.
         channels: 3, RGB; 1, gray.
+        fit: how frames become such ones; padding does not count.
 
     Raises:
         SavimaeError: a video cannot be decoded, or a channel has one value only.
     """
     chosen = np.unique(np.linspace(0, len(videos) - 1, MOST_VIDEOS).round().astype(int))
-    resizer = FrameResizer(input_size, channels)
-    pixels = np.empty((input_size, input_size, channels), np.uint8)
+    resizer = FrameResizer(channels)
     counts = np.zeros((channels, 256), np.int64)  # exact, in whatever order
     n_frames = 0
     with Progress("measuring pixels", delay_s=1.0) as progress:
@@ -51,7 +55,9 @@ def measure_pixels(videos: Sequence[Video], input_size: int, channels: int) -> P
                 frames = open_video(video.path).read_clip(_spread, channels=channels).frames
             for frame in frames:
                 height, width, _ = frame.shape
-                resizer.resize(frame, Box(0, 0, width, height), False, pixels)
+                part, place = place_frame(height, width, sides(input_size), 1, fit)
+                pixels = np.empty((place.height, place.width, channels), np.uint8)
+                resizer.resize(frame, part, False, pixels)
                 for channel in range(channels):
                     counts[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
             n_frames += len(frames)

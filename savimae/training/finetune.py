@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from savimae.data.fitting import PAD, PRESS, place_frame, place_part
 from savimae.data.labels import (
     Labelled,
     check_overlap,
@@ -50,7 +51,6 @@ from savimae.samples.augment import (
 )
 from savimae.samples.balance import BalancedSamples
 from savimae.samples.clips import (
-    Box,
     ClipConfig,
     FrameResizer,
     clip_indices,
@@ -60,6 +60,7 @@ from savimae.samples.multi_view import TEST_CLIPS, TEST_CROPS, ViewReader, Views
 from savimae.samples.randomness import PARTNER, integer_below, sample_keys
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.signals import StopSignals
+from savimae.system.sizes import FrameSize, Sides
 from savimae.training.attention_choice import (
     AUTO,
     AttentionShape,
@@ -131,10 +132,11 @@ class FinetuneConfig(RunConfig):
     freeze: int = 0  # blocks that keep their weights, with the patch embedding; 0: nothing does
 
     num_frames: int | None = None  # None: as the model was pretrained
-    input_size: int | None = None  # the same
+    input_size: FrameSize | None = None  # the same
     channels: int | None = None  # None: as the model was pretrained
     sampling_rate: int | None = None  # None: as the model was pretrained, else 4
-    smallest_crop: float = 0.08  # of the frame's area; 1: whole frames, pressed
+    fit: str | None = None  # of whole frames, and padded parts; None: as the model was pretrained
+    smallest_crop: float = 0.08  # of the frame's area; 1: whole frames
     hflip: bool = True
     erasing: float = 0.25  # share of the clips
     mixup: float | None = None  # None: 0.8, of numbers 0
@@ -151,7 +153,7 @@ class FinetuneConfig(RunConfig):
     standardize: bool = False
 
     test_clips: int = TEST_CLIPS
-    test_crops: int | None = TEST_CROPS  # None: whole frames, pressed
+    test_crops: int | None = TEST_CROPS  # None: whole frames
     test_every: int = 0  # epochs; 0: at the end only
 
     default_epochs: ClassVar[int] = 100
@@ -247,7 +249,7 @@ class Sample(NamedTuple):
     """One clip of an epoch, augmented and mixed."""
 
     video: Video
-    pixels: np.ndarray  # uint8 [T, S, S, C]
+    pixels: np.ndarray  # uint8 [T, H, W, C]
     target: np.ndarray  # float32 [K], see `Objective.target`
     branches: np.ndarray  # float32 [L, 2]
     features: np.ndarray  # float32 [W]
@@ -256,7 +258,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """Samples on the device."""
 
-    pixels: Tensor  # uint8 [B, T, S, S, 3]
+    pixels: Tensor  # uint8 [B, T, H, W, C]
     targets: Tensor  # float32 [B, K]
     branches: Tensor  # float32 [L, 2, B]
     features: Tensor  # float32 [B, W]
@@ -312,7 +314,7 @@ class Finetuning(PlainTask):
         key = sample_keys(config.seed, epoch, np.array([index]))[0]
         video = self._video(index, epoch)
         pixels, other = self._clip(video, key), video
-        mixing = draw_mixing(self.clips.input_size, *config.mixing, key)
+        mixing = draw_mixing(self.clips.sides, *config.mixing, key)
         if mixing.share < 1:
             partner = integer_below(len(self.videos), key, PARTNER)
             other = self._video(partner, epoch)
@@ -326,21 +328,23 @@ class Finetuning(PlainTask):
         return Sample(video, pixels, target, branches, features)
 
     def _clip(self, video: Video, key: np.uint64) -> np.ndarray:
-        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, S, S, C]`."""
+        """A clip as `key` draws it, cropped, mirrored and erased: uint8 `[T, H, W, C]`."""
         with naming_video(video.path):
             frames, _ = open_video(video.path).read_clip(
                 lambda n_frames: clip_indices(n_frames, self.clips, key),
                 channels=self.clips.channels,
             )
-        size = self.clips.input_size
-        pixels = np.empty((len(frames), size, size, self.clips.channels), np.uint8)
-        resizer = FrameResizer(size, self.clips.channels)
+        clips, size = self.clips, self.clips.sides
+        pixels = np.empty((len(frames), *size, clips.channels), np.uint8)
+        resizer, flipped = FrameResizer(clips.channels), is_flipped(clips, key)
         for frame, out in zip(frames, pixels, strict=True):
             height, width, _ = frame.shape
-            box = Box(0, 0, width, height)
-            if self.config.smallest_crop < 1:
-                box = resized_crop_box(height, width, self.config.smallest_crop, key)
-            resizer.resize(frame, box, is_flipped(self.clips, key), out)
+            placed = place_frame(height, width, size, clips.patch_size, clips.fit)
+            if self.config.smallest_crop < 1:  # parts in the input's shape, padded ones in theirs
+                like = Sides(height, width) if clips.fit == PAD else size
+                part = resized_crop_box(height, width, like, self.config.smallest_crop, key)
+                placed = place_part(part, size, clips.patch_size, clips.fit)
+            resizer.place(frame, placed.mirrored(size) if flipped else placed, flipped, out)
         erase(pixels, self.config.erasing, key, *pixel_statistics(self.model.config))
         return pixels
 
@@ -527,7 +531,7 @@ class FinetuningRun:
         self.classes = labelled.classes
         self.settled: dict[str, Any] = {}  # values of open settings
         self.overlap = check_overlap(self.train, self.test, config.allow_overlap)
-        clips = ClipShape(config.num_frames, config.input_size, config.channels)
+        clips = ClipShape(config.num_frames, config.input_size, config.channels, config.fit)
         self.weights = adapted(config.checkpoint, read_weights(config.checkpoint), clips)
         rate = config.sampling_rate
         if rate is None:
@@ -537,8 +541,10 @@ class FinetuningRun:
             self._check_frozen()
             self.clips = ClipConfig(
                 shape.num_frames, rate, shape.input_size, hflip=config.hflip,
-                channels=shape.channels,
+                channels=shape.channels, patch_size=shape.patch_size,
+                fit=self.weights.settings.get("fit", PRESS),
             )  # fmt: skip
+            ViewReader(self.clips, config.views)
             scale = scale_of(self.train) if config.task == REGRESS else None
             self.outputs = Outputs(labelled.classes, config.task, scale)
         except ValueError as error:
@@ -604,6 +610,7 @@ class FinetuningRun:
             "labels": labels_digest([*self.train, *self.test], self.classes),
             "checkpoint": config.checkpoint,
             "sampling_rate": self.clips.sampling_rate,
+            **({"fit": self.clips.fit} if self.clips.fit != PRESS else {}),
             **shape,
             **{name: getattr(config, name) for name in names},
             "mixup": mixup,
@@ -671,8 +678,7 @@ class FinetuningRun:
         start = "untrained" if config.untrained else f"from {shown(config.checkpoint)}"
         print_setup(
             self.setup,
-            f"clips of {shape.num_frames} frames, {self.clips.sampling_rate} apart, "
-            f"{shape.input_size}x{shape.input_size}",
+            f"clips of {shape.num_frames} frames, {self.clips.sampling_rate} apart, {shape.sides}",
             f"{WORDS[config.task].format(n=len(self.classes))}, {start}: {n_parameters:.2f} M "
             f"parameters{self._frozen_words(task)}",
         )

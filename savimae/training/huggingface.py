@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from savimae.data.fitting import CROP, PAD
 from savimae.model.config import GRAY, VideoMAEConfig
 from savimae.model.layouts import (
     HUGGINGFACE_CONFIG,
@@ -27,8 +28,9 @@ from savimae.model.layouts import (
 )
 from savimae.model.videomae import LAYER_NORM_EPS, pixel_statistics
 from savimae.samples.clips import ClipConfig
-from savimae.system.errors import SavimaeError, one_line, shown
+from savimae.system.errors import SavimaeError, UsageError, one_line, shown
 from savimae.system.files import atomic_folder, read_json
+from savimae.system.sizes import size_words
 from savimae.training.loaded_weights import Weights, class_names
 from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
 from savimae.training.scores import MEASURED, form
@@ -133,7 +135,7 @@ def write_huggingface(out: str, weights: Weights, results: Mapping[str, Any]) ->
 
 
 def _config(weights: Weights) -> dict[str, Any]:
-    ours = dataclasses.asdict(weights.config)
+    ours = {**dataclasses.asdict(weights.config), **weights.config.recorded()}
     k = weights.n_classes
     fields = {
         "architectures": [PRETRAINING if k is None else CLASSIFIER],
@@ -160,19 +162,42 @@ def _config(weights: Weights) -> dict[str, Any]:
     return fields
 
 
+def _is_cropped(weights: Weights) -> bool:
+    """Whether the model sees parts of a frame in the input's shape, and not the whole of it."""
+    crops = None if weights.views is None else weights.views.crops
+    return crops is not None or weights.settings.get("fit") == CROP
+
+
+def refuse_unholdable(source: str, weights: Weights) -> None:
+    """Raises UsageError for frames that the image processor of transformers cannot make."""
+    advice = "convert --to onnx or export"
+    if weights.settings.get("fit") == PAD:
+        raise UsageError(
+            f"{shown(source)}: sees padded frames (--fit pad), and Hugging Face's image processor "
+            f"cannot pad them so; {advice}"
+        )
+    height, width = weights.config.sides
+    if height != width and _is_cropped(weights):
+        remedy = "--fit press" if weights.n_classes is None else "--fit press and --test-crops 0"
+        raise UsageError(
+            f"{shown(source)}: sees crops of {height} x {width}, and Hugging Face's image "
+            f"processor cuts squares only; train with {remedy}, or {advice}"
+        )
+
+
 def _preprocessor(weights: Weights) -> dict[str, Any]:
     """How a frame becomes the input: pressed whole, or the middle square of one."""
-    side = weights.config.input_size
+    height, width = weights.config.sides
     mean, std = pixel_statistics(weights.config)
-    square = {"height": side, "width": side}
-    is_cropped = weights.views is not None and weights.views.crops is not None
+    size = {"height": height, "width": width}
+    is_cropped = _is_cropped(weights)
     return {
         "image_processor_type": "VideoMAEImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": side} if is_cropped else square,
+        "size": {"shortest_edge": height} if is_cropped else size,
         "resample": BILINEAR,
         "do_center_crop": is_cropped,
-        "crop_size": square,
+        "crop_size": size,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -234,7 +259,7 @@ _USE_ENCODER = """\
 from transformers import VideoMAEModel
 
 encoder = VideoMAEModel.from_pretrained("{name}")
-# pixel_values: [clips, {frames}, {channels}, {side}, {side}]
+# pixel_values: [clips, {frames}, {channels}, {height}, {width}]
 # -> last_hidden_state: [clips, {tokens}, {dim}]
 ```
 
@@ -248,7 +273,7 @@ _USE_REGRESSION = """\
 from transformers import VideoMAEForVideoClassification
 
 model = VideoMAEForVideoClassification.from_pretrained("{name}")
-# pixel_values: [clips, {frames}, {channels}, {side}, {side}]
+# pixel_values: [clips, {frames}, {channels}, {height}, {width}]
 # -> logits: the numbers, [clips, {outputs}]
 ```
 
@@ -278,7 +303,8 @@ def model_card(name: str, weights: Weights, results: Mapping[str, Any]) -> str:
         crops = weights.views.crops
         views = f"{weights.views.clips} clips, " + (f"{crops} crops" if crops else "whole frames")
     words = {
-        "name": name, "rate": rate, "frames": shape.num_frames, "side": shape.input_size,
+        "name": name, "rate": rate, "frames": shape.num_frames,
+        "height": shape.sides.height, "width": shape.sides.width,
         "tokens": shape.n_tokens, "dim": shape.encoder_dim, "views": views,
         "outputs": k, "channels": shape.channels,
     }  # fmt: skip
@@ -316,7 +342,7 @@ def _training(weights: Weights) -> str:
         ("encoder", f"{shape.encoder_dim} wide, {shape.encoder_depth} deep, "
                     f"{shape.encoder_heads} heads"),
         ("input", f"{shape.num_frames} {'gray ' if shape.channels == GRAY else ''}frames of "
-                  f"{shape.input_size} x {shape.input_size} pixels"),
+                  f"{size_words(shape.input_size)} pixels"),
     ]  # fmt: skip
     if weights.classes:
         more = f", … ({len(weights.classes)})" if len(weights.classes) > NAMED_CLASSES else ""

@@ -13,6 +13,7 @@ from savimae.model.layouts import ENCODER, State, head_of
 from savimae.model.videomae import Encoder
 from savimae.samples.multi_view import Views
 from savimae.system.errors import SavimaeError, UsageError, shown
+from savimae.system.sizes import FrameSize
 from savimae.training.outputs import CLASSIFY, Outputs, Scale
 
 
@@ -53,8 +54,9 @@ class ClipShape:
     """Of the clips that a model gets; None: as it was trained."""
 
     num_frames: int | None = None
-    input_size: int | None = None
+    input_size: FrameSize | None = None
     channels: int | None = None
+    fit: str | None = None
 
 
 AS_TRAINED = ClipShape()
@@ -80,6 +82,8 @@ def adapted(path: str, weights: Weights, clips: ClipShape) -> Weights:
         config = dataclasses.replace(weights.config, **given)
     except ValueError as error:
         raise UsageError(f"{shown(path)}: {error}") from None
+    if clips.fit is not None:
+        weights = dataclasses.replace(weights, settings={**weights.settings, "fit": clips.fit})
     return dataclasses.replace(weights, config=config)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from savimae.data.fitting import PRESS
 from savimae.data.lists import Video, VideoList, distinct_videos, find_videos, names_digest
 from savimae.data.video import VideoError, naming_video
 from savimae.model.channels import gray_config
@@ -52,6 +53,7 @@ from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.progress import Progress
 from savimae.system.settings import CONFIG, named_as_now
+from savimae.system.sizes import FrameSize, recorded_size
 from savimae.training.attention_choice import (
     AUTO,
     AttentionShape,
@@ -108,7 +110,7 @@ class TrainConfig(RunConfig):
     decoder_depth: int | None = None
     tubelet_size: int | None = None
     patch_size: int | None = None
-    input_size: int | None = None
+    input_size: FrameSize | None = None
     num_frames: int | None = None
     num_frames_schedule: FrameSchedule | None = None  # short clips first; ends with num_frames
     channels: int | None = None
@@ -128,6 +130,7 @@ class TrainConfig(RunConfig):
 
     sampling_rate: int = 4
     augment: str = "none"
+    fit: str | None = None  # of whole frames; None: as the arrays were made, else press
     hflip: bool = False
     on_bad_video: str = "stop"
 
@@ -248,7 +251,7 @@ class TrainConfig(RunConfig):
             "nonsalient_mask_ratio": self.nonsalient_mask_ratio,
         }
         return MaskSpec(
-            self.mask_type, model.time_steps, model.grid_size,
+            self.mask_type, model.time_steps, model.grid,
             **{name: value for name, value in given.items() if value is not None},
             visible_tokens=self.visible_tokens,
             decoder_mask_ratio=self.decoder_mask_ratio,
@@ -256,7 +259,7 @@ class TrainConfig(RunConfig):
         )  # fmt: skip
 
     def clip_config(self) -> ClipConfig:
-        """Raises ValueError for an unknown augmentation or a size below 1."""
+        """Raises ValueError for an unknown augmentation or a rate below 1; and as below."""
         model = self.model_shape()
         return ClipConfig(
             model.num_frames,
@@ -265,18 +268,30 @@ class TrainConfig(RunConfig):
             self.augment,
             self.hflip,
             model.channels,
+            self.saliency_config().fit,
+            model.patch_size,
         )
 
     def saliency_config(self) -> SaliencyConfig:
         """Raises ValueError for values out of range, of another kind, or not of the arrays."""
         model = self.model_shape()
-        return choose_saliency(
+        chosen = choose_saliency(
             model.input_size, model.patch_size, self.saliency, self.saliency_root,
-            self.saliency_threshold, self.salient_share,
+            self.saliency_threshold, self.salient_share, self.fit,
         )  # fmt: skip
+        if self.augment != "none" and self.fit is None:  # crops are fitted in no way
+            chosen = dataclasses.replace(chosen, fit=PRESS)
+        return chosen
 
 
 # ---------------------------------------------------------------------------------- the task
+
+
+def _padding(clips: Sequence[Clip]) -> np.ndarray | None:
+    """Tokens beside the videos: bool `[C, N]`; None: there are none."""
+    if all(clip.padding is None for clip in clips):
+        return None
+    return np.stack([clip.padded for clip in clips])
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
@@ -302,7 +317,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """Clips with their masks, on the device."""
 
-    pixels: Tensor  # uint8 [B, T, S, S, C]
+    pixels: Tensor  # uint8 [B, T, H, W, C]
     mask: Tensor  # bool [B, N], True = masked
     decoded: Tensor  # bool [B, N], the masked tokens that are reconstructed
     salient: Tensor  # bool [B, N]
@@ -373,15 +388,17 @@ class Pretraining(PlainTask):
         pixels = np.stack([sample.clip.pixels for sample in samples])
         salient = np.stack([sample.clip.saliency for sample in samples])
         keys = sample_keys(self.seed, epoch, np.array([sample.place for sample in samples]))
+        padding = _padding([sample.clip for sample in samples])
         if self.repeat > 1:  # [clips, …] -> [B, …]: every clip as often as it has masks
             pixels, salient = (np.repeat(each, self.repeat, axis=0) for each in (pixels, salient))
+            padding = None if padding is None else np.repeat(padding, self.repeat, axis=0)
             keys = repeat_keys(keys, self.repeat)
         masks = self._masks(epoch)
         mask = draw_masks(masks, keys, salient)
         return Batch(
             torch.from_numpy(pixels).to(self.device),
             torch.from_numpy(mask).to(self.device),
-            torch.from_numpy(draw_decoded(masks, keys, mask, salient)).to(self.device),
+            torch.from_numpy(draw_decoded(masks, keys, mask, salient, padding)).to(self.device),
             torch.from_numpy(salient).to(self.device),
             sum(sample.n_replaced for sample in samples),
         )
@@ -578,6 +595,7 @@ class PretrainingRun:
             **_saliency_settings(reader),
             "sampling_rate": config.sampling_rate,
             "augment": config.augment,
+            **({"fit": reader.config.fit} if reader.config.fit != PRESS else {}),
             "hflip": config.hflip,
             **shape,
             "decoder_mask_ratio": masks.decoder_mask_ratio,
@@ -628,7 +646,7 @@ class PretrainingRun:
         """The setting of an equal count: visible tokens of every clip. Raises as `_first_clips`."""
         if not self.config.equal_count:
             return {}
-        _, salient = self._first_clips()
+        _, salient, _ = self._first_clips()
         share = float(np.mean([self.masks.salient_share(each) for each in salient]))
         return {"visible_tokens": self.masks.equal_count(share)}
 
@@ -640,16 +658,18 @@ class PretrainingRun:
         lengths = self.config.num_frames_schedule
         of_lengths = []
         for n_frames in (self.shape.num_frames,) if lengths is None else lengths.parts:
-            keys, salient = self._first_clips(n_frames)
+            keys, salient, padding = self._first_clips(n_frames)
             masks = self.masks.of_time_steps(n_frames // self.shape.tubelet_size)
             mask = draw_masks(masks, keys, salient)
-            decoded = draw_decoded(masks, keys, mask, salient)
+            decoded = draw_decoded(masks, keys, mask, salient, padding)
             visible, rebuilt = (each.sum(1).tolist() for each in (~mask, decoded))
             of_lengths.append(step_flops(self.shape, visible, rebuilt) / len(keys))
         return float(np.mean(of_lengths))
 
-    def _first_clips(self, num_frames: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Keys uint64 `[C]` and salient tokens bool `[C, N]` of the first clips of the run.
+    def _first_clips(
+        self, num_frames: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Of the first clips: keys uint64 `[C]`, salient tokens and padding bool `[C, N]`.
 
         Args:
             num_frames: of each clip; None: those of the model.
@@ -659,18 +679,18 @@ class PretrainingRun:
         """
         seed = self.config.seed
         places = epoch_order(seed, 0, len(self.videos))[:CLIPS_TO_COUNT]
-        keys, salient = [], []
+        keys, clips = [], []
         with Progress("counting salient tokens", delay_s=1.0) as progress:
             for number, key in enumerate(sample_keys(seed, 0, places)):
                 progress.show(number / len(places), f"{number}/{len(places)} clips")
                 with contextlib.suppress(VideoError):  # training says so when it meets it
                     video = self.videos[places[number]]
                     clip = self.reader.read(video, key, num_frames=num_frames)
-                    salient.append(clip.saliency)
+                    clips.append(clip._replace(pixels=clip.pixels[:0]))
                     keys.append(key)
         if not keys:
             raise SavimaeError("not one of the first videos can be decoded; look at the data")
-        return np.array(keys), np.stack(salient)
+        return np.array(keys), np.stack([clip.saliency for clip in clips]), _padding(clips)
 
     def _attention_shapes(self) -> dict[str, AttentionShape]:
         shape, keys = self.shape, sample_keys(0, 0, np.arange(self.config.batch_size))
@@ -708,7 +728,7 @@ class PretrainingRun:
         print_setup(
             self.setup,
             f"clips of {config.num_frames_schedule or shape.num_frames} frames, "
-            f"{config.sampling_rate} apart, {shape.input_size}x{shape.input_size}"
+            f"{config.sampling_rate} apart, {shape.sides}{_fit_words(self.reader.config)}"
             f"{', gray' if shape.channels == GRAY else ''}",
             f"{config.model or describe(shape)}: {n_parameters:.2f} M parameters, "
             f"{shape.n_tokens} tokens a clip",
@@ -733,6 +753,10 @@ class PretrainingRun:
         if warning and self.masks.uses_saliency and self.reader.saliency.kind == FRAME_MEAN:
             print(warning, flush=True)
         print_steps(loop, seconds_a_clip)
+
+
+def _fit_words(clips: ClipConfig) -> str:
+    return "" if clips.fit == PRESS else f" (--fit {clips.fit})"
 
 
 def _saliency_settings(reader: ClipReader) -> dict[str, Any]:
@@ -773,10 +797,13 @@ def check_arrays(videos: Sequence[Video], root: str, shape: VideoMAEConfig) -> i
         recorded = read_json(os.path.join(root, CONFIG))
     except (OSError, ValueError):  # arrays of another tool
         recorded = {}
-    for name, wanted in (("input_size", shape.input_size), ("patch_size", shape.patch_size)):
+    sizes = ("input_size", recorded_size(shape.input_size)), ("patch_size", shape.patch_size)
+    for name, wanted in sizes:
         if recorded.get(name, wanted) != wanted:
+            found, want = ("x".join(map(str, e)) if isinstance(e, list) else e
+                           for e in (recorded[name], wanted))  # fmt: skip
             raise UsageError(
-                f"{shown(root)} was made with {name} {recorded[name]}, the model wants {wanted}; "
+                f"{shown(root)} was made with {name} {found}, the model wants {want}; "
                 "preprocess with the model's sizes, or leave --saliency-root out"
             )
     distinct_videos(videos)

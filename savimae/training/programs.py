@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from savimae.data.fitting import CROP, PAD, PRESS
 from savimae.model.attention import FUSED
 from savimae.model.classifier import VideoClassifier
 from savimae.model.config import GRAY
@@ -29,6 +30,7 @@ from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import Views
 from savimae.system.errors import SavimaeError, UsageError
 from savimae.system.files import atomic_file
+from savimae.system.sizes import size_words
 from savimae.training.huggingface import PRIVATE
 from savimae.training.loaded_weights import Weights, class_names, classifier_of, encoder_of
 from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS, Scale
@@ -47,6 +49,11 @@ _OUTPUTS = {
     "of a video",
     REGRESS: "values: float32 [batch, numbers], in the units of the list; average them over the "
     "clips of a video",
+}
+_WHOLE = {
+    PRESS: "whole frames, the aspect not kept,",
+    CROP: "the largest middle part with the input's aspect",
+    PAD: "whole frames, the aspect kept: sides rounded to whole patches, black patches beside,",
 }
 _FEATURES = "features: float32 [batch, dim], the means of tokens: float32 [batch, tokens, dim]"
 
@@ -114,18 +121,21 @@ def metadata(weights: Weights) -> dict[str, Any]:
     """How clips become the input, and what the output is."""
     config, settings = weights.config, weights.settings
     views = weights.views or Views()
-    frame = f"{config.input_size} x {config.input_size}"
+    frame, fit = size_words(config.input_size), settings.get("fit", PRESS)
     return {
-        "input": f"clips: uint8 [batch, {config.num_frames}, {config.input_size}, "
-        f"{config.input_size}, {config.channels}], {'gray' if config.channels == GRAY else 'RGB'}, "
-        "0 to 255; the program normalises them itself",
+        "input": f"clips: uint8 [batch, {config.num_frames}, {config.sides.height}, "
+        f"{config.sides.width}, {config.channels}], "
+        f"{'gray' if config.channels == GRAY else 'RGB'}, 0 to 255; the program normalises them "
+        "itself",
         "output": _OUTPUTS[weights.task] if weights.n_classes else _FEATURES,
         "num_frames": config.num_frames,
         "sampling_rate": settings.get("sampling_rate", ClipConfig.sampling_rate),
         "clips_of_a_video": dataclasses.asdict(views),
-        "resize": f"frames to {frame}, bilinear with antialias, as Pillow does, the aspect not kept"
+        "resize": f"{_WHOLE[fit]} to {frame}, bilinear with antialias, as Pillow does"
         if views.crops is None
-        else f"the shorter side to {config.input_size}, then squares of {frame}",
+        else f"the largest parts with the aspect of {frame} to {frame}, bilinear with antialias, "
+        "as Pillow does: from one end of the frame to the other",
+        **({"fit": fit, "patch_size": config.patch_size} if fit != PRESS else {}),
         **({"task": weights.task} if weights.n_classes else {}),
         "classes": class_names(weights.classes, weights.n_classes) if weights.n_classes else [],
         "settings": {name: value for name, value in settings.items() if name not in PRIVATE},
@@ -146,13 +156,14 @@ def write_program(source: str, weights: Weights, out: str, kind: str, int8: bool
         UsageError: more weights than an ONNX file can hold.
     """
     program = program_of(source, weights)
-    side, n_frames = weights.config.input_size, weights.config.num_frames
-    clips = torch.zeros(EXAMPLES, n_frames, side, side, weights.config.channels, dtype=torch.uint8)
+    shape = weights.config
+    sizes = (EXAMPLES, shape.num_frames, *shape.sides, shape.channels)
+    clips = torch.zeros(*sizes, dtype=torch.uint8)
     about = json.dumps(metadata(weights))
     with torch.no_grad(), _quiet():
         if kind == EXPORT:
-            sizes = ({0: torch.export.Dim("batch", min=1, max=MOST_CLIPS)},)
-            exported = torch.export.export(program, (clips,), dynamic_shapes=sizes)
+            of_batch = ({0: torch.export.Dim("batch", min=1, max=MOST_CLIPS)},)
+            exported = torch.export.export(program, (clips,), dynamic_shapes=of_batch)
             with atomic_file(out) as file:
                 torch.export.save(exported, file, extra_files={EXPORT_METADATA: about})
             return

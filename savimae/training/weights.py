@@ -39,7 +39,7 @@ from savimae.system.files import atomic_file, refuse_folder
 from savimae.system.settings import named_as_now
 from savimae.training.checkpoint import last_checkpoint, read_file
 from savimae.training.classifier_test import read_result
-from savimae.training.huggingface import read_huggingface, write_huggingface
+from savimae.training.huggingface import read_huggingface, refuse_unholdable, write_huggingface
 from savimae.training.loaded_weights import Weights
 from savimae.training.outputs import CLASSIFY, MULTILABEL, take_outputs
 from savimae.training.programs import ONNX, PROGRAMS, check_onnx, write_program
@@ -52,7 +52,7 @@ ENCODER_BLOCK, DECODER_BLOCK = (
 NAMED = 3  # parameters of a kind that an error names
 
 
-def load_weights(path: str, **shape: int) -> Weights:
+def load_weights(path: str, **shape: Any) -> Weights:
     """Weights of a pretraining model, of any layout; see `read_weights`.
 
     Raises:
@@ -67,7 +67,7 @@ def load_weights(path: str, **shape: int) -> Weights:
     return weights
 
 
-def read_weights(path: str, **shape: int) -> Weights:
+def read_weights(path: str, **shape: Any) -> Weights:
     """Read weights of any layout; which one is detected.
 
     Args:
@@ -180,7 +180,7 @@ def load_model(path: str, **changes: Any) -> VideoMAE:
     return model
 
 
-def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) -> Weights:
+def convert(source: str, out: str, to: str, int8: bool = False, **shape: Any) -> Weights:
     """Write the weights at `source` to `out` in another layout; see `load_weights` for `shape`.
 
     Args:
@@ -229,6 +229,7 @@ def convert(source: str, out: str, to: str, int8: bool = False, **shape: int) ->
     if to == "huggingface":
         if os.path.exists(out):
             raise UsageError(f"{shown(out)} exists; name a new folder")
+        refuse_unholdable(source, weights)
         write_huggingface(out, weights, read_result(source) or {})
         return weights
     refuse_folder(out)

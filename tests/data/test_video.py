@@ -307,7 +307,7 @@ def test_frames_of_different_sizes(tmp_path):
     config = SaliencyConfig(64, 8)
     array = video_patches(FrameFolder(str(folder)), config)
     for index, pixels in enumerate(gray_frames(folder)):
-        np.testing.assert_array_equal(array[index], reference.frame_patches(pixels, 64, 8, 0.5))
+        np.testing.assert_array_equal(array[index], reference.frame_patches(pixels, 64, 64, 8, 0.5))
 
 
 # --------------------------------------------------------------------- real clips, golden numbers
@@ -332,7 +332,7 @@ def test_real_clips_equal_the_two_step_reference(clips, pattern, n_frames):
     assert array.shape == (n_frames, 14, 14)
     for index, plane in enumerate(gray_frames(path)):
         if index % 20 == 0:
-            expected = reference.frame_patches(plane, 224, 16, 0.5)
+            expected = reference.frame_patches(plane, 224, 224, 16, 0.5)
             np.testing.assert_array_equal(array[index], expected)
 
 

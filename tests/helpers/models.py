@@ -46,7 +46,7 @@ def clips_for(config: VideoMAEConfig, n: int, seed: int = 0) -> torch.Tensor:
 
 def masks_for(config: VideoMAEConfig, n: int, kind: str = "savi") -> torch.Tensor:
     """Masks whose clips show different numbers of tokens, if the kind is savi."""
-    spec = MaskSpec(kind, config.time_steps, config.grid_size)
+    spec = MaskSpec(kind, config.time_steps, config.grid)
     shares = np.linspace(0.05, 0.95, n)[:, None]
     saliency = np.random.default_rng(0).random((n, spec.n_tokens)) < shares
     return torch.from_numpy(draw_masks(spec, sample_keys(0, 0, np.arange(n)), saliency))
@@ -54,6 +54,6 @@ def masks_for(config: VideoMAEConfig, n: int, kind: str = "savi") -> torch.Tenso
 
 def decoded_for(config: VideoMAEConfig, mask: torch.Tensor, ratio: float) -> torch.Tensor:
     """The masked tokens that are reconstructed, with `ratio` of them left out."""
-    spec = MaskSpec("savi", config.time_steps, config.grid_size, decoder_mask_ratio=ratio)
+    spec = MaskSpec("savi", config.time_steps, config.grid, decoder_mask_ratio=ratio)
     keys = sample_keys(0, 0, np.arange(len(mask)))
     return torch.from_numpy(draw_decoded(spec, keys, mask.numpy()))

@@ -74,10 +74,10 @@ def test_visible_statistics_come_from_nearby():
     shape = model.config
     clip = np.zeros((shape.num_frames, shape.input_size, shape.input_size, 3), np.uint8)
     clip[:, :, shape.input_size // 2 :] = 200
-    mask = np.ones((shape.time_steps, shape.grid_size, shape.grid_size), bool)
+    mask = np.ones((shape.time_steps, *shape.grid), bool)
     mask[:, :, 0] = mask[:, :, -1] = False  # the outer columns are visible
     result = reconstruct(model, clip, mask.reshape(-1), "visible")
-    columns = result.pixels.mean((0, 1, 3)).reshape(shape.grid_size, -1).mean(1)
+    columns = result.pixels.mean((0, 1, 3)).reshape(shape.grid.width, -1).mean(1)
     assert (np.diff(columns) >= 0).all()
     assert columns[1] < 0.3 < 0.5 < columns[-2]
 

@@ -43,8 +43,8 @@ def by_hand(model: VideoMAE, clip: np.ndarray, layer: int) -> np.ndarray:
     kernel = state["encoder.patch_embed.proj.weight"]  # [D, 3, t, P, P]
     hidden = []
     for time in range(c.time_steps):
-        for row in range(c.grid_size):
-            for column in range(c.grid_size):
+        for row in range(c.grid.height):
+            for column in range(c.grid.width):
                 part = pixels[t * time :, p * row :, p * column :][:t, :p, :p]
                 assert part.shape == (t, p, p, CHANNELS)
                 hidden.append(np.einsum("dcthw,thwc->d", kernel, part))

@@ -405,7 +405,7 @@ def test_filler_rounds_rows_to_few_sizes():
 def test_batches_of_savi_masks_have_few_sizes():
     """Each size is a set of memory blocks that the allocator keeps."""
     config = model_config("tiny", input_size=112)
-    spec = MaskSpec("savi", config.time_steps, config.grid_size)
+    spec = MaskSpec("savi", config.time_steps, config.grid)
     rng, plain, rounded = np.random.default_rng(0), set(), set()
     for epoch in range(40):
         salient = rng.random((32, spec.n_tokens)) < rng.uniform(0.2, 0.8, (32, 1))
@@ -430,7 +430,7 @@ def test_linear_layers_see_few_sizes():
         if isinstance(layer, torch.nn.Linear):
             layer.register_forward_hook(lambda _, x, __, n=name: sizes.add((n, len(x[0]))))
     for seed in range(12):
-        spec = MaskSpec("savi", model.config.time_steps, model.config.grid_size)
+        spec = MaskSpec("savi", model.config.time_steps, model.config.grid)
         rng = np.random.default_rng(seed)
         salient = rng.random((4, spec.n_tokens)) < rng.uniform(0.3, 0.5)
         mask = torch.from_numpy(draw_masks(spec, sample_keys(seed, 0, np.arange(4)), salient))

@@ -12,6 +12,7 @@ import pytest
 
 from savimae.saliency.arrays import array_frames, load_array, parse_array, read_archive
 from savimae.system.errors import SavimaeError
+from savimae.system.sizes import Sides
 
 
 def npy(shape: str, dtype: str = "'|u1'", content: bytes = bytes(56)) -> bytes:
@@ -35,7 +36,7 @@ def test_headers_that_claim_what_is_not_there(tmp_path, content):
     tracemalloc.start()
     with pytest.raises(SavimaeError, match=r"a\.npy: not a whole array; delete it"):
         load_array(str(path))
-    assert array_frames(str(path), 2, "uint8") is None
+    assert array_frames(str(path), Sides(2, 2), "uint8") is None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**22

@@ -415,7 +415,7 @@ compile_kernels()
 peaks = []
 for path in sys.argv[2:]:
     chunks = patch_chunks(open_video(path), config)
-    frames, _ = write_array(sys.argv[1], chunks, config.grid_size, "uint8")
+    frames, _ = write_array(sys.argv[1], chunks, config.grid, "uint8")
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(frames, peaks[1] - peaks[0])
 """

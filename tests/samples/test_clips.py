@@ -247,7 +247,7 @@ def test_tokens_that_change_most_are_salient(squares, tmp_path, source, sampling
     process(videos, str(tmp_path / "arrays"), ArrayMaker(CHANGE_SALIENCY), WalkOptions(1))
     path = str(squares / "videos" / source)
     planes = [np.array(plane.pixels()) for plane in open_video(path).gray_planes()]
-    scores = reference.change_scores(planes, SIZE, PATCH).astype(int)
+    scores = reference.change_scores(planes, SIZE, SIZE, PATCH).astype(int)
     name = source.rpartition(".")[0] or source
     np.testing.assert_array_equal(np.load(tmp_path / f"arrays/{name}.npy"), scores)
     config = ClipConfig(8, sampling_rate, SIZE, hflip=hflip)
@@ -277,7 +277,7 @@ def test_computed_change_is_between_the_frames_of_the_clip(squares, augment, n_f
     chosen = []
     for key in keys(4):
         clip = reader.read(video, key)
-        scores = reference.change_scores(list(reference.luma(clip.pixels)), SIZE, PATCH)
+        scores = reference.change_scores(list(reference.luma(clip.pixels)), SIZE, SIZE, PATCH)
         tokens = scores.astype(int).reshape(-1)
         assert clip.saliency.sum() == int(0.2 * len(tokens))
         assert tokens[clip.saliency].min() >= tokens[~clip.saliency].max()
@@ -334,9 +334,9 @@ def test_multiscale_crops():
 def test_parts_of_frames_are_those_of_the_reference(box, mirrored):
     frame = np.random.default_rng(0).integers(0, 256, (41, 44, 3), dtype=np.uint8)
     part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-    expected = np.stack([reference.resize(part[..., c], 32) for c in range(3)], -1)
+    expected = np.stack([reference.resize(part[..., c], 32, 32) for c in range(3)], -1)
     out = np.full((32, 32, 3), 7, np.uint8)
-    FrameResizer(32).resize(frame, box, mirrored, out)
+    FrameResizer().resize(frame, box, mirrored, out)
     np.testing.assert_array_equal(out, expected[:, ::-1] if mirrored else expected)
 
 

@@ -8,11 +8,12 @@ from media import encode, moving_frames, savimae, write_frames
 
 from savimae import VideoClips
 from savimae.data import video as video_module
+from savimae.data.fitting import Box
 from savimae.data.lists import Video
 from savimae.data.video import VideoFile
 from savimae.kernels import reference
 from savimae.saliency.config import CHANGE, SaliencyConfig
-from savimae.samples.clips import Box, ClipConfig, ClipReader, FrameResizer
+from savimae.samples.clips import ClipConfig, ClipReader, FrameResizer
 from savimae.samples.multi_view import ViewReader, Views
 from savimae.samples.randomness import sample_keys
 
@@ -25,9 +26,9 @@ KEY = sample_keys(0, 0, np.array([3]))[0]
 @pytest.mark.parametrize("box", [Box(0, 0, 60, 48), Box(7, 3, 41, 33), Box(5, 2, 32, 32)])
 def test_gray_frames_are_cropped_resized_and_mirrored(box, mirrored):
     out = np.empty((32, 32, 1), np.uint8)
-    FrameResizer(32, 1).resize(GRAY[0][..., None], box, mirrored, out)
+    FrameResizer(1).resize(GRAY[0][..., None], box, mirrored, out)
     part = GRAY[0][box.top : box.top + box.height, box.left : box.left + box.width]
-    expected = reference.resize(part, 32)
+    expected = reference.resize(part, 32, 32)
     np.testing.assert_array_equal(out[..., 0], expected[:, ::-1] if mirrored else expected)
 
 
@@ -35,7 +36,7 @@ def test_gray_clips_of_frames_are_their_luma(tmp_path):
     folder = write_frames(tmp_path / "x", RGB, ".png")
     reader = ClipReader(ClipConfig(4, 2, 32, channels=1), SaliencyConfig(32, 16))
     clip = reader.read(Video(str(folder), "x"), KEY)
-    expected = [reference.resize(GRAY[index], 32) for index in clip.frame_indices]
+    expected = [reference.resize(GRAY[index], 32, 32) for index in clip.frame_indices]
     np.testing.assert_array_equal(clip.pixels[..., 0], expected)
     assert clip.pixels.shape == (4, 32, 32, 1)
 
@@ -96,7 +97,7 @@ def test_statistics_are_those_of_the_frames_that_models_see(tmp_path):
     few = [*RGB[np.linspace(0, 19, 16).round().astype(int)], *RGB[:5, ::-1]]
     for channels in (3, 1):
         planes = np.array([
-            [reference.resize(np.ascontiguousarray(plane), 32) for plane in each]
+            [reference.resize(np.ascontiguousarray(plane), 32, 32) for plane in each]
             for each in (
                 [frame.transpose(2, 0, 1) if channels == 3 else [reference.luma(frame)]
                  for frame in few]

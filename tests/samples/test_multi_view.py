@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from media import encode, write_frames
 
+from savimae.data.fitting import Box
 from savimae.data.lists import Video
 from savimae.data.video import VideoError
-from savimae.samples.clips import Box, ClipConfig
+from savimae.samples.clips import ClipConfig
 from savimae.samples.multi_view import (
     ViewReader,
     Views,
@@ -16,6 +17,7 @@ from savimae.samples.multi_view import (
     spread_crops,
     window_clips,
 )
+from savimae.system.sizes import Sides
 
 
 def test_clips_are_spread_from_the_start_to_the_end():
@@ -27,13 +29,13 @@ def test_clips_are_spread_from_the_start_to_the_end():
 
 
 def test_crops_are_spread_along_the_longer_side():
-    assert spread_crops(240, 320, None) == [Box(0, 0, 320, 240)]
-    assert spread_crops(240, 320, 1) == [Box(40, 0, 240, 240)]
-    assert spread_crops(240, 320, 3) == [
+    square = Sides(32, 32)
+    assert spread_crops(240, 320, square, 1) == [Box(40, 0, 240, 240)]
+    assert spread_crops(240, 320, square, 3) == [
         Box(0, 0, 240, 240), Box(40, 0, 240, 240), Box(80, 0, 240, 240),
     ]  # fmt: skip
-    assert spread_crops(320, 240, 2) == [Box(0, 0, 240, 240), Box(0, 80, 240, 240)]
-    assert spread_crops(50, 50, 3) == [Box(0, 0, 50, 50)] * 3
+    assert spread_crops(320, 240, square, 2) == [Box(0, 0, 240, 240), Box(0, 80, 240, 240)]
+    assert spread_crops(50, 50, square, 3) == [Box(0, 0, 50, 50)] * 3
 
 
 @pytest.mark.parametrize("kind", ["frames", "video"])

@@ -43,6 +43,7 @@ from savimae.samples.multi_view import ViewReader, Views
 from savimae.samples.randomness import sample_keys
 from savimae.system.errors import SavimaeError, UsageError
 from savimae.system.signals import StopSignals
+from savimae.system.sizes import Sides
 from savimae.training.checkpoint import SaveEvery
 from savimae.training.classifier_test import ClassifierTest, summarize
 from savimae.training.distributed import World
@@ -233,8 +234,8 @@ def test_mixing():
     mixed = mix_clips(black, white, Mixing(0.875, (2, 4, 0, 4)))
     assert (mixed[:, 2:4, :4] == 200).all()
     assert mixed.sum() == 2 * 2 * 4 * 3 * 200
-    assert draw_mixing(8, 0, 0, KEYS[0]) == Mixing(1.0, None)
-    both = [draw_mixing(64, 0.8, 1.0, key) for key in KEYS]
+    assert draw_mixing(Sides(8, 8), 0, 0, KEYS[0]) == Mixing(1.0, None)
+    both = [draw_mixing(Sides(64, 64), 0.8, 1.0, key) for key in KEYS]
     boxes = [each for each in both if each.box is not None]
     assert len(boxes) == pytest.approx(1000, abs=100)
     for each in boxes:
@@ -244,12 +245,12 @@ def test_mixing():
     # Beta(0.8, 0.8): mean 1/2, variance 1 / (4 * 2.6).
     assert shares.mean() == pytest.approx(0.5, abs=0.04)
     assert shares.var() == pytest.approx(1 / (4 * 2.6), abs=0.01)
-    assert all(draw_mixing(64, 0.8, 0, key).box is None for key in KEYS[:50])
-    assert all(draw_mixing(64, 0, 1.0, key).box is not None for key in KEYS[:50])
+    assert all(draw_mixing(Sides(64, 64), 0.8, 0, key).box is None for key in KEYS[:50])
+    assert all(draw_mixing(Sides(64, 64), 0, 1.0, key).box is not None for key in KEYS[:50])
 
 
 def test_crops():
-    boxes = [resized_crop_box(240, 320, 0.3, key) for key in KEYS]
+    boxes = [resized_crop_box(240, 320, Sides(32, 32), 0.3, key) for key in KEYS]
     shares = np.array([box.width * box.height for box in boxes]) / (240 * 320)
     assert 0.29 < shares.min() < 0.35
     assert 0.9 < shares.max() <= 1
@@ -257,7 +258,7 @@ def test_crops():
     assert aspects.min() == pytest.approx(3 / 4, abs=0.02)
     assert aspects.max() == pytest.approx(4 / 3, abs=0.02)
     assert all(box.left + box.width <= 320 and box.top + box.height <= 240 for box in boxes)
-    wide = resized_crop_box(10, 400, 1.0, KEYS[0])  # nothing fits: the middle, 4:3
+    wide = resized_crop_box(10, 400, Sides(32, 32), 1.0, KEYS[0])  # nothing fits: the middle, 4:3
     assert (wide.width, wide.height, wide.left) == (13, 10, 193)
 
 

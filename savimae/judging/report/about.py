@@ -13,6 +13,7 @@ from savimae.judging.report.html import Html, element, join, note, paragraphs, t
 from savimae.judging.report.run import CLASSIFIER, PRETRAINING, Run, clock, count, loss_of_means
 from savimae.model.config import GRAY
 from savimae.system.errors import shown
+from savimae.system.sizes import size_words
 from savimae.training.checkpoint import FOLDER, LAST
 from savimae.training.outputs import CLASSIFY, MULTILABEL, REGRESS
 from savimae.training.scores import MEASURED
@@ -176,7 +177,7 @@ def data(run: Run, looked: Html | None) -> Html:
     gray = "gray " if shape.channels == GRAY else ""
     clip = (
         f"A clip has {shape.num_frames} {gray}frames, {rate} apart, resized to "
-        f"{shape.input_size} x {shape.input_size}: {shape.n_tokens:,} tokens of "
+        f"{size_words(shape.input_size)}: {shape.n_tokens:,} tokens of "
         f"{shape.tubelet_size} frames x {shape.patch_size} x {shape.patch_size} pixels."
     )
     source = f" in {shown(str(run.starts[-1].get('data')))}" if run.starts else ""

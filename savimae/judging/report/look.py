@@ -15,11 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from savimae.data.fitting import CROP, PAD, PRESS
 from savimae.data.list_lines import NUMBERS, SEVERAL
 from savimae.data.lists import Video, VideoList, find_videos, labels_of, names_digest
 from savimae.judging.load import ClipOptions, Machine, MaskOptions, load_pretrained
 from savimae.judging.neighbors import spread_queries
-from savimae.judging.pictures import PANEL_PX, draw_reconstruction, image_of, outline_patches
+from savimae.judging.pictures import (
+    PANEL_PX,
+    draw_reconstruction,
+    enlarged,
+    image_of,
+    outline_patches,
+)
 from savimae.judging.reconstruct import reconstruct_clip
 from savimae.judging.report.html import (
     MOST_ROWS,
@@ -48,6 +55,10 @@ MOST_CLIPS = 24  # videos of which a clip is decoded for that, where there are n
 EXAMPLES = 6
 RECONSTRUCTED = 2
 COLUMNS = 5  # frames of a reconstruction
+AS_SEEN = {  # by what --fit says
+    PRESS: "pressed into the shape of its input", CROP: "cropped to the shape of its input",
+    PAD: "padded to the shape of its input",
+}  # fmt: skip
 KEY = np.uint64(0)  # breaks ties between tokens that change equally; nothing else is drawn
 
 
@@ -135,8 +146,12 @@ class _Looking:
                 shape.input_size, shape.patch_size,
                 settings.get("saliency_threshold", SaliencyConfig.threshold), self.kind,
                 settings.get("salient_share", SaliencyConfig.share),
+                settings.get("fit", PRESS),
             )  # fmt: skip
-            clips = ClipConfig(shape.num_frames, settings["sampling_rate"], shape.input_size)
+            clips = ClipConfig(
+                shape.num_frames, settings["sampling_rate"], shape.input_size,
+                fit=saliency.fit, patch_size=shape.patch_size,
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise SavimaeError(f"the settings of the run are damaged ({error})") from error
         self.reader = ClipReader(clips, saliency, shape.tubelet_size, self.arrays, self.cut)
@@ -262,25 +277,22 @@ class _Looking:
         outlined = self.run.kind == PRETRAINING
         figures = []
         for video, clip in clips:
-            middle, grid = len(clip.pixels) // 2, self.run.shape.grid_size
-            size = clip.pixels.shape[1]
-            side = size * math.ceil(PANEL_PX / size)
-            frame = image_of(clip.pixels[middle])
-            frame = frame.resize((side, side), Image.Resampling.BICUBIC)
+            middle, grid = len(clip.pixels) // 2, self.run.shape.grid
+            frame = enlarged(image_of(clip.pixels[middle]), PANEL_PX, Image.Resampling.BICUBIC)
             caption = shown(os.path.basename(video.name))
             if self._class_of(video):
                 caption = f"{shown(self._class_of(video))}: {caption}"
             alt = f"A frame of {caption}"
             if outlined:
-                salient = clip.saliency.reshape(-1, grid, grid)[middle // self.reader.tubelet_size]
-                frame = outline_patches(frame, salient, side // grid)
+                salient = clip.saliency.reshape(-1, *grid)[middle // self.reader.tubelet_size]
+                frame = outline_patches(frame, salient, frame.width // grid.width)
                 if self.kind != CHANGE:  # of which every clip has the same share
                     caption += f"; {clip.saliency.mean():.0%} of the clip salient"
                 alt += ", its salient patches outlined, the others faded"
             figures.append(figure(picture(frame, alt), caption))
         if not figures:
             return Html("")
-        what = "Frames as the model sees them, pressed into a square."
+        what = f"Frames as the model sees them, {AS_SEEN[self.reader.config.fit]}."
         if outlined:
             what = "Salient patches are outlined in yellow, the others faded."
         return join(element("div", *figures, class_="frames"), note(what))
