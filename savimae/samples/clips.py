@@ -217,6 +217,9 @@ class ClipReader:
             crops move the grid of patches, saliency is computed from the pixels that the model
             sees.
         array_cut: folders that the arrays' names lack; see `array_source.find_cut`.
+
+    Raises:
+        ValueError: clips and saliency are fitted in different ways.
     """
 
     def __init__(
@@ -227,6 +230,10 @@ class ClipReader:
         saliency_root: str | None = None,
         array_cut: int = 0,
     ):
+        if config.fit != saliency.fit:
+            raise ValueError(
+                f"clips are fitted by {config.fit} and saliency by {saliency.fit}; give one --fit"
+            )
         self.config = config
         self.saliency = saliency
         self.tubelet_size = tubelet_size

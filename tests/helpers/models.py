@@ -29,7 +29,7 @@ def classifier_at(path) -> VideoClassifier:
 
 def write_checkpoint(path, model, **fields) -> None:
     """Write a model as `savimae train` and `finetune` do; `fields` are more of its config."""
-    config = {**dataclasses.asdict(model.config), **fields}
+    config = {**model.config.recorded(), **fields}
     torch.save({"model": model.state_dict(), "config": config}, path)
 
 
@@ -40,7 +40,7 @@ def small_model(**changes) -> VideoMAE:
 
 def clips_for(config: VideoMAEConfig, n: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    shape = (n, config.num_frames, config.input_size, config.input_size, 3)
+    shape = (n, config.num_frames, *config.sides, 3)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 

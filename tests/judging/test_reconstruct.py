@@ -23,8 +23,9 @@ from savimae.samples.clips import Clip
 from savimae.system.errors import SavimaeError, UsageError
 
 
-def test_unpatchify_is_the_inverse_of_patchify():
-    model = small_model()
+@pytest.mark.parametrize("size", [64, (32, 80)])
+def test_unpatchify_is_the_inverse_of_patchify(size):
+    model = small_model(input_size=size)
     clip = clips_for(model.config, 1)
     tokens = model.patchify(clip)
     assert torch.equal(unpatchify(tokens, model.config), clip[0])
@@ -53,6 +54,25 @@ def test_visible_pixels_stay_and_a_perfect_prediction_gives_the_clip(norm_target
     assert after.loss < 1e-10
     # float32 through (x - mean) / deviation and back.
     np.testing.assert_allclose(after.pixels, original, atol=1e-5)
+
+
+def test_padding_stays_and_counts_for_nothing():
+    model = small_model(input_size=(32, 80)).eval()
+    clip = clips_for(model.config, 1)[0].numpy()
+    mask = masks_for(model.config, 1)[0].numpy()
+    padding = np.zeros((4, 2, 5), bool)
+    padding[:, :, [0, 4]] = True
+    found = reconstruct(model, clip, mask, "visible", padding.reshape(-1))
+    in_pixels = np.kron(padding, np.ones((2, 16, 16), bool))
+    np.testing.assert_array_equal(found.pixels[in_pixels], clip[in_pixels] / np.float32(255))
+    hidden = np.kron(mask.reshape(4, 2, 5), np.ones((2, 16, 16), bool))
+    np.testing.assert_array_equal(found.masked, hidden & ~in_pixels)
+    assert len(found.token_losses) == (mask & ~padding.reshape(-1)).sum()
+    assert found.loss == pytest.approx(found.token_losses.mean(), rel=1e-5)
+    # What stands in the padding is no source of a mean or a deviation.
+    changed = np.where(in_pixels[..., None], 255 - clip, clip)
+    again = reconstruct(model, changed, mask, "visible", padding.reshape(-1))
+    np.testing.assert_array_equal(again.filled[found.masked], found.filled[found.masked])
 
 
 def test_visible_statistics_never_look_at_hidden_pixels():

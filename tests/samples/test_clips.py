@@ -326,6 +326,24 @@ def test_multiscale_crops():
     )  # fmt: skip
 
 
+def test_multiscale_crops_have_the_shape_of_the_input():
+    config = ClipConfig(input_size=(160, 288), augment="multiscale")
+    boxes = [crop_box(240, 320, config, key) for key in keys(4000)]
+    # Shares of 178 x 320, the largest part of that shape; 160 and 288 are near no share.
+    assert {box.height for box in boxes} == {int(178 * scale) for scale in SCALES}
+    assert {box.width for box in boxes} == {int(320 * scale) for scale in SCALES}
+    assert len({(box.width, box.height) for box in boxes}) == 10
+    for box in boxes:
+        assert 0 <= box.left <= box.left + box.width <= 320
+        assert 0 <= box.top <= box.top + box.height <= 240
+        assert 1 / 1.19 < box.width / box.height * 160 / 288 < 1.19
+    # Of 177 x 320; sides that are nearly those of the input are these.
+    near = ClipConfig(input_size=(176, 318), augment="multiscale")
+    boxes = [crop_box(240, 320, near, key) for key in keys(4000)]
+    assert {box.height for box in boxes} == {176, 154, 132, 116}
+    assert {box.width for box in boxes} == {318, 280, 240, 211}
+
+
 # ----------------------------------------------------------------------------- what is refused
 
 

@@ -2,9 +2,10 @@
 
     python huggingface_peer.py FOLDER
 
-FOLDER/in holds Hugging Face folders and FOLDER/input.pt pixels and masks. What the model
-of FOLDER/in/NAME answers goes to FOLDER/answers.pt, and what its `save_pretrained` writes to
-FOLDER/saved/NAME. FOLDER/saved/own-NAME are models that the library itself made, with answers too.
+FOLDER/in holds Hugging Face folders and FOLDER/input.pt pixels and masks, those of
+NAME or those of all others. What the model of FOLDER/in/NAME answers goes to FOLDER/answers.pt, and
+what its `save_pretrained` writes to FOLDER/saved/NAME. FOLDER/saved/own-NAME are models that the
+library itself made, with answers too.
 """
 
 from __future__ import annotations
@@ -33,10 +34,11 @@ def answer(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 def main(folder: Path) -> None:
     transformers.logging.set_verbosity_error()
-    given = torch.load(folder / "input.pt", weights_only=True)
+    inputs = torch.load(folder / "input.pt", weights_only=True)
     answers: dict[str, Any] = {"version": transformers.__version__}
     for path in sorted((folder / "in").iterdir()):
         kind = KINDS[path.name.partition("-")[0]]
+        given = inputs.get(path.name, inputs)
         model, report = kind.from_pretrained(path, output_loading_info=True)
         answers[path.name] = answer(model, given) | {
             key: sorted(report[key]) for key in ("missing_keys", "unexpected_keys")

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from media import savimae
-from models import SMALL, classifier_at, clips_for, masks_for, small_model
+from models import SMALL, classifier_at, clips_for, masks_for, small_model, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 from savimae.model.classifier import VideoClassifier
 from savimae.model.videomae import IMAGENET_MEAN, IMAGENET_STD
-from savimae.system.errors import SavimaeError
+from savimae.system.errors import SavimaeError, UsageError
 from savimae.training.weights import (
     convert,
     load_model,
@@ -31,6 +31,7 @@ from savimae.training.weights import (
 )
 
 TOLERANCE = 1e-4
+WIDE = (32, 80)
 FIRST, SECOND = (".q_bias", ".v_bias"), (".query.bias", ".value.bias")
 
 
@@ -71,10 +72,23 @@ def ours(tmp_path_factory):
             convert(str(folder / f"{kind}.pt"), str(folder / "in" / name), "huggingface")
         without_second_names(folder / "in" / f"{kind}-published")
     clips, mask = clips_for(SMALL, 2), masks_for(SMALL, 2, "tube")
-    pixels = (clips / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
-    # [B, T, H, W, 3] -> [B, T, 3, H, W]
-    torch.save({"pixels": pixels.permute(0, 1, 4, 2, 3), "mask": mask}, folder / "input.pt")
+    wide = randomized(small_model(input_size=WIDE))
+    write_checkpoint(folder / "wide.pt", wide)
+    convert(str(folder / "wide.pt"), str(folder / "in/pretraining-wide"), "huggingface")
+    inputs = {**given_of(clips, mask), "pretraining-wide": given_of(*wide_input())}
+    torch.save(inputs, folder / "input.pt")
     return folder, model, classifier, clips, mask
+
+
+def wide_input():
+    config = dataclasses.replace(SMALL, input_size=WIDE)
+    return clips_for(config, 2), masks_for(config, 2, "tube")
+
+
+def given_of(clips, mask):
+    """What the peer's models take: normalised pixels, [B, T, H, W, 3] -> [B, T, 3, H, W]."""
+    pixels = (clips / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    return {"pixels": pixels.permute(0, 1, 4, 2, 3), "mask": mask}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +140,46 @@ def test_every_version_reads_our_export_right(ours, theirs):
         }
         assert ends == {"missing_keys": set(missing), "unexpected_keys": set(unexpected)}
         assert answers[kind]["mismatched"] == 0
+
+
+def test_frames_that_are_not_square_in_every_version(ours, theirs):
+    folder = ours[0]
+    written = json.loads((folder / "in/pretraining-wide/config.json").read_text())
+    assert written["image_size"] == [32, 80]
+    processor = json.loads((folder / "in/pretraining-wide/preprocessor_config.json").read_text())
+    assert (processor["size"], processor["do_center_crop"]) == ({"height": 32, "width": 80}, False)
+    back = load_model(str(theirs[0] / "saved/pretraining-wide")).eval()
+    assert back.config.sides == (32, 80)
+    with torch.no_grad():
+        output = back(*wide_input())
+    assert_near(theirs[1]["pretraining-wide"]["loss"], output.loss)
+    assert_near(theirs[1]["pretraining-wide"]["logits"].flatten(0, 1), output.prediction)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fit": "pad"}, "sees padded frames .*cannot pad them so; convert --to onnx or export"),
+        (
+            {"fit": "crop"},
+            "sees crops of 32 x 80, .* squares only; train with --fit press, or",
+        ),
+    ],
+)
+def test_frames_that_their_image_processor_cannot_make_are_refused(tmp_path, fields, message):
+    model = small_model(input_size=WIDE)
+    content = {"model": model.state_dict(), "config": model.config.recorded(), "settings": fields}
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UsageError, match=message):
+        convert(str(tmp_path / "model.pt"), str(tmp_path / "x"), "huggingface")
+    assert not (tmp_path / "x").exists()
+    model = small_model()
+    content = {"model": model.state_dict(), "config": model.config.recorded(), "settings": fields}
+    torch.save(content, tmp_path / "square.pt")
+    if fields["fit"] == "crop":  # which it can of squares
+        convert(str(tmp_path / "square.pt"), str(tmp_path / "x"), "huggingface")
+        processor = json.loads((tmp_path / "x/preprocessor_config.json").read_text())
+        assert (processor["size"], processor["do_center_crop"]) == ({"shortest_edge": 64}, True)
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])
