@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import tifffile
-from media import encode, savimae
+from media import encode, moving_frames, savimae
 from models import SMALL, small_model, write_checkpoint
 from test_docs import savimae_words, simple_commands
 
@@ -88,3 +90,31 @@ def test_gray_cameras(tmp_path):
         more = ON_SMALL if words[0] == "train" else SHORT.get(words[0], sizes)
         printed = run(words, tmp_path, more)
     assert re.match(r"videos/fault/film_01\.mp4  (fault|fine) [01]\.\d+", printed)
+
+
+def test_wide_screen_videos(tmp_path):
+    shapes = ((54, 96), (54, 96), (96, 54), (48, 64))  # wide, upright, old
+    for index in range(8):
+        height, width = shapes[index // 2]
+        frames = moving_frames(12, width, height)
+        name = f"films/{('goal', 'foul')[index % 2]}/film_{index // 2:02}.mp4"
+        encode(tmp_path / name, frames[::-1] if index % 2 else frames, "libx264")
+    for words in commands_of("Wide-screen videos"):
+        printed = run(words, tmp_path, SHORT.get(words[0], ()))
+        if words[0] == "probe":
+            assert "raw pixels" in printed
+        if words[0] == "predict":
+            assert re.match(r"films/goal/film_01\.mp4  (goal|foul) [01]\.\d+", printed)
+    assert (tmp_path / "pictures/film_01.png").exists()
+    for name in ("run", "classifier"):
+        recorded = json.loads((tmp_path / name / "config.json").read_text())
+        assert (recorded["input_size"], recorded["fit"]) == ([96, 160], "pad")
+    arrays = {path.stem: np.load(path) for path in (tmp_path / "saliency/goal").glob("*.npy")}
+    assert {array.shape for array in arrays.values()} == {(12, 6, 10)}
+    # 54 x 96 fills the frame; 96 x 54 fills 3 patches of 10, and 48 x 64 fills 8.
+    seen = {name: array.any((0, 1)).nonzero()[0] for name, array in arrays.items()}
+    assert [(int(each.min()), int(each.max())) for _, each in sorted(seen.items())] == [
+        (0, 9), (0, 9), (3, 5), (1, 8),
+    ]  # fmt: skip
+    about = onnxruntime.InferenceSession(tmp_path / "classifier.onnx").get_modelmeta()
+    assert json.loads(about.custom_metadata_map["savimae"])["fit"] == "pad"
