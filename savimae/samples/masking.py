@@ -191,7 +191,7 @@ def draw_decoded(
     least one) are kept, and move one step around the cell from each time step to the next. Where
     they start is drawn for each clip, so that every token is reconstructed sooner or later. Or only
     the salient ones (as EVEREST decodes what changes; Hwang et al., 2024). A clip of which nothing
-    would be left is reconstructed whole. Padding never is.
+    would be left is reconstructed whole. Padding never is, unless a clip hides nothing else.
 
     Args:
         keys: uint64 `[B]`, as of `draw_masks`.
@@ -203,17 +203,20 @@ def draw_decoded(
         ValueError: saliency missing.
     """
     if padding is not None:
-        mask = mask & ~padding
+        mask = _unless_empty(mask & ~padding, mask)
     if spec.decode == "salient":
         if saliency is None:
             raise ValueError("to reconstruct salient tokens needs saliency")
-        kept = mask & saliency
-        return np.where(kept.any(1, keepdims=True), kept, mask)
+        return _unless_empty(mask & saliency, mask)
     if spec.decoder_mask_ratio == 0:
         return mask
     starts = hashes(keys, DECODER_START) >> np.uint64(62)  # the highest two bits: 0 to 3
-    kept = mask & running_cells(spec, starts.astype(np.int64))
-    return np.where(kept.any(1, keepdims=True), kept, mask)
+    return _unless_empty(mask & running_cells(spec, starts.astype(np.int64)), mask)
+
+
+def _unless_empty(kept: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """`kept` bool `[B, N]`; of clips where that is nothing, `otherwise`."""
+    return np.where(kept.any(1, keepdims=True), kept, otherwise)
 
 
 def running_cells(spec: MaskSpec, starts: np.ndarray) -> np.ndarray:

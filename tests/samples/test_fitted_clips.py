@@ -179,6 +179,9 @@ def test_padding_is_never_a_target(changes):
     np.testing.assert_array_equal(
         draw_decoded(spec, keys(64), mask, salient, np.zeros_like(padding)), without
     )
+    # Of a clip that hides nothing else something is reconstructed all the same.
+    everything = draw_decoded(spec, keys(64), mask, salient, ~np.zeros_like(padding))
+    np.testing.assert_array_equal(everything, without)
 
 
 @pytest.mark.parametrize("fit", EXPECTED)

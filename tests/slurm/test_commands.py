@@ -132,6 +132,21 @@ def test_a_pipeline_of_change(slurm, videos, tmp_path):
     assert "--threshold is for --saliency frame-mean" in done.stderr
 
 
+def test_a_pipeline_of_frames_that_are_not_square(slurm, videos, tmp_path):
+    words = ("pipeline", videos, "--saliency-root", tmp_path / "arrays", "--out", tmp_path / "run",
+             "--shards", "3", "--output", tmp_path / "scripts")  # fmt: skip
+    done = slurm(*words, "--", "--input-size", "96x160", "--fit", "pad")
+    assert done.returncode == 0, done.stderr
+    texts = {kind: (tmp_path / f"scripts/{kind}.sh").read_text() for kind in PIPELINE}
+    for kind in ("preprocess", "check"):
+        expected = "  --input-size 96x160\n  --patch-size 16\n  --fit pad\n  --threshold 0.5\n"
+        assert expected in texts[kind]
+    assert "  --input-size 96x160\n  --fit pad\n" in texts["train"]
+    done = slurm(*words[:-2], "--", "--input-size", "96x161", "--fit", "pad")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "input_size 96x161 is not a multiple of patch_size 16" in done.stderr
+
+
 def test_finetuning_is_a_job_like_training(slurm, videos, tmp_path):
     checkpoint, out = tmp_path / "pretrained.pt", tmp_path / "classifier"
     model = small_model()
