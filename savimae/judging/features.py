@@ -1,7 +1,7 @@
 """Features of videos: what an encoder makes of whole, unmasked clips, averaged over views.
 
-Legend: B clips, T frames, S input size, C channels, D width of the encoder, N tokens, t_n time
-steps.
+Legend: B clips, T frames, H, W sides of the input, C channels, D width of the encoder, N tokens,
+t_n time steps.
 
 What is computed is kept in chunks beside the output until it is whole, so that a run that was
 killed goes on.
@@ -52,7 +52,7 @@ CHUNK_BATCHES = 16  # batches that a kill may cost
 NOT_FEATURES = "not features that savimae wrote; delete it, or name another file"
 PIXEL_GRID = 8  # raw pixels are averaged to so many places a side
 
-Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, S, S, C] -> float [B, …]
+Extractor = Callable[[Tensor], Tensor]  # uint8 [B, T, H, W, C] -> float [B, …]
 
 
 class Features(NamedTuple):
@@ -149,7 +149,7 @@ def pixel_features(tubelet_size: int) -> Source:
     """Raw pixels, for comparison: averages over tubelets and places, `[B, t_n * 8 * 8 * C]`."""
 
     def extract(clips: Tensor) -> Tensor:
-        # [B, T, S, S, C] -> [B, T/t, t, S, S, C] -> [B, t_n, S, S, C] -> [B * t_n, C, S, S]
+        # [B, T, H, W, C] -> [B, T/t, t, H, W, C] -> [B, t_n, H, W, C] -> [B * t_n, C, H, W]
         frames = clips.float().unflatten(1, (-1, tubelet_size)).mean(2) / 255
         planes = frames.flatten(0, 1).permute(0, 3, 1, 2)
         cells = torch.nn.functional.adaptive_avg_pool2d(planes, PIXEL_GRID)
@@ -247,7 +247,7 @@ def _batches(
             return index, reader.read(videos[index])
 
     for samples in machine.batches(len(videos), load, title, done=done):
-        pixels = np.stack([views for _, views in samples])  # [B, V, T, S, S, C]
+        pixels = np.stack([views for _, views in samples])  # [B, V, T, H, W, C]
         with torch.no_grad():
             clips = torch.from_numpy(pixels).to(machine.device).flatten(0, 1)
             values = source.extract(clips).float().unflatten(0, pixels.shape[:2])

@@ -42,7 +42,7 @@ class VideoEncoder:
 
     Attributes:
         model: the encoder itself, a torch module in evaluation mode: `model.whole(clips)` takes
-            uint8 `[B, T, S, S, C]` and returns float32 `[B, N, D]`.
+            uint8 `[B, T, H, W, C]` and returns float32 `[B, N, D]`.
         clips: how clips are cut from a video.
     """
 
@@ -99,7 +99,7 @@ class TrainedVideoClassifier:
 
     Attributes:
         model: the classifier itself, a torch module in evaluation mode: takes uint8
-            `[B, T, S, S, C]` and returns logits `[B, K]`.
+            `[B, T, H, W, C]` and returns logits `[B, K]`.
         classes: names of the K classes, labels or numbers.
         task: "classify", "multilabel" or "regress".
     """

@@ -1,7 +1,7 @@
 """What a classifier makes of videos, or of each part of a long one: classes, labels, numbers.
 
-Legend: B videos, V views of a video, T frames of a clip, S input size, K classes, labels or
-numbers.
+Legend: B videos, V views of a video, T frames of a clip, H, W sides of the input, K classes, labels
+or numbers.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def predict_videos(
 def predict_video(
     classifier: TrainedClassifier, path: str, views: np.ndarray, machine: Machine
 ) -> AnyPrediction:
-    """What it says of the video at `path`, from its views uint8 `[V, T, S, S, C]`."""
+    """What it says of the video at `path`, from its views uint8 `[V, T, H, W, C]`."""
     return make_prediction(classifier.outputs, path, _outputs(classifier, [views], machine)[0])
 
 
@@ -135,7 +135,7 @@ def predict_windows(
 def _outputs(
     classifier: TrainedClassifier, of_videos: Sequence[np.ndarray], machine: Machine
 ) -> np.ndarray:
-    """Views uint8 `[V, T, S, S, C]` of B videos -> float32 `[B, K]`.
+    """Views uint8 `[V, T, H, W, C]` of B videos -> float32 `[B, K]`.
 
     Raises:
         SavimaeError: they are no finite numbers.

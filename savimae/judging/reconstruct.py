@@ -1,6 +1,7 @@
 """Pictures of what a model makes of hidden patches, and how near that comes to the truth.
 
-Legend: T frames, t tubelet size, P patch size, S input size, N tokens of a clip, M masked ones.
+Legend: T frames, t tubelet size, P patch size, H, W sides of the input, N tokens of a clip, M
+masked ones.
 
 With normalised targets the model predicts a token's pixels up to their mean and deviation. The
 picture says whose mean and deviation brought them back to pixels: those of visible tokens nearby

@@ -116,9 +116,7 @@ def clip_indices(n_frames: int, config: ClipConfig, key: np.uint64) -> np.ndarra
 
 
 def crop_box(height: int, width: int, config: ClipConfig, key: np.uint64) -> Box:
-    """The part of the frames that the clip shows: all of it, or a multi-scale crop."""
-    if config.augment == "none":
-        return Box(0, 0, width, height)
+    """The part of the frames that a multi-scale crop shows."""
     most = largest_part(height, width, config.sides)
     heights, widths = (
         [_scaled(side, scale, wanted) for scale in SCALES]
@@ -233,6 +231,11 @@ class ClipReader:
         if config.fit != saliency.fit:
             raise ValueError(
                 f"clips are fitted by {config.fit} and saliency by {saliency.fit}; give one --fit"
+            )
+        if config.fit == PAD and config.patch_size != saliency.patch_size:
+            raise ValueError(
+                f"padding in patches of {config.patch_size} and saliency in those of "
+                f"{saliency.patch_size} pixels; give one patch size"
             )
         self.config = config
         self.saliency = saliency

@@ -4,7 +4,8 @@ That is the softmax of classes, the probabilities of several labels, or numbers.
 
 A test may take hours. It stops when asked to, and goes on from there, on any number of processes.
 
-Legend: K classes, labels or numbers, V views of a video, T frames of a clip, S input size.
+Legend: K classes, labels or numbers, V views of a video, T frames of a clip, H, W sides of the
+input.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def view_outputs(
 ) -> Tensor:  # fmt: skip
     """What `finish` makes of the logits of views, some at a time.
 
-    Uint8 `[V, T, S, S, C]` -> float32 `[V, K]`.
+    Uint8 `[V, T, H, W, C]` -> float32 `[V, K]`.
     """
     with torch.no_grad(), autocast(device, precision):
         logits = torch.cat([model(part.to(device)) for part in views.split(batch_size)])

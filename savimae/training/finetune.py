@@ -1,7 +1,7 @@
 """Fine-tuning a classifier: from options to a run of the loop, and the test after it.
 
-Legend: B clips, T frames, S input size, C channels, K classes, labels or numbers, L depth of the
-encoder, W width of what the last layer sees, V views of a video.
+Legend: B clips, T frames, H, W sides of the input, C channels, K classes, labels or numbers, L
+depth of the encoder, W width of what the last layer sees, V views of a video.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Pretraining: from options to a run of the loop.
 
-Legend: B clips, T frames, S input size, C channels, N tokens of a clip. Masks: True = masked.
+Legend: B clips, T frames, H, W sides of the input, C channels, N tokens of a clip. Masks: True =
+masked.
 """
 
 from __future__ import annotations

@@ -220,3 +220,5 @@ def test_what_does_not_go_together_is_refused():
         SaliencyConfig(fit="fill")
     with pytest.raises(ValueError, match="clips are fitted by pad and saliency by press"):
         ClipReader(config(PAD), saliency("press"))
+    with pytest.raises(ValueError, match="padding in patches of 16 and saliency in those of 8"):
+        ClipReader(config(PAD, patch_size=16), saliency(PAD))
