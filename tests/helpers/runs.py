@@ -22,9 +22,9 @@ N_VIDEOS = 11  # not a multiple of any batch below: the last step of an epoch is
 STEPS = 6  # 2 epochs of ceil(11 / 4)
 ACCUMULATED = {"batch_size": 2, "accumulate": 2}  # the same batch of 4
 SMALL = {
-    "model": "tiny", "decoder_depth": 1, "input_size": 32, "num_frames": 4, "sampling_rate": 2,
-    "mask_type": "savi", "salient_mask_ratio": 0.5, "nonsalient_mask_ratio": 0.75,
-    "epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "threads": 1, "log_every": 1,
+    "model": "tiny", "encoder_depth": 2, "decoder_depth": 1, "input_size": 32, "num_frames": 4,
+    "sampling_rate": 2, "mask_type": "savi", "salient_mask_ratio": 0.5,
+    "nonsalient_mask_ratio": 0.75, "epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "threads": 1, "log_every": 1,
     "device": "cpu",
 }  # fmt: skip
 

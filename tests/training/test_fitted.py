@@ -34,7 +34,7 @@ WIDE = (32, 80)  # videos are 48 x 64: padded, 48 of 80 columns are theirs
 
 
 def small(data, out, **changes):
-    return config(data, out, input_size=WIDE, encoder_depth=2, **changes)
+    return config(data, out, input_size=WIDE, **changes)
 
 
 @pytest.fixture(scope="module")

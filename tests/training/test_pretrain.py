@@ -71,7 +71,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
     """Typed options overrule it where parameters do not depend on them, else must agree."""
     weights = tmp_path / "weights.pt"
     convert(str(uninterrupted), str(weights), "savimae")
-    plain = dict.fromkeys(("model", "decoder_depth", "input_size", "num_frames"))
+    plain = dict.fromkeys(("model", "encoder_depth", "decoder_depth", "input_size", "num_frames"))
     options = {**ACCUMULATED, **plain, "init": str(weights)}
     of_run = config(data, tmp_path / "run", **options)
     shape = of_run.model_shape()
@@ -82,21 +82,22 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
     assert train(of_run) == 0
     printed = capfd.readouterr().out
     assert "clips of 4 frames, 2 apart, 32x32" in printed
-    assert "a tiny model (192 wide, 12 deep): " in printed
+    assert "a model of no known size (192 wide, 2 deep, 3 heads" in printed
     other = config(data, tmp_path / "x", **options | {"input_size": 64, "num_frames": 8})
     assert (other.model_shape().input_size, other.model_shape().n_tokens) == (64, 64)
     published = dataclasses.replace(
-        other, model="pretrain_videomae_tiny_patch16_48", input_size=None
+        other, model="pretrain_videomae_tiny_patch16_48", encoder_depth=2, input_size=None
     )
     assert published.model_shape().input_size == 48
     for changes, message in (
-        ({"model": "small"}, "weights.pt: is a tiny model (192 wide, 12 deep), --model is a small "
-                             "model (384 wide, 12 deep); leave --model out"),
+        ({"model": "small"}, "weights.pt: is a model of no known size (192 wide, 2 deep, 3 heads; "
+                             "decoder 96 wide, 3 heads), --model is a small model (384 wide, 12 "
+                             "deep); leave --model out"),
         ({"decoder_depth": 4}, "decoder_depth is 4, that of"),
         ({"encoder_depth": 6}, "encoder_depth is 6, that of"),
         ({"tubelet_size": 1}, "tubelet_size is 1, that of"),
         ({"patch_size": 8}, "weights.pt is 16; leave --patch-size out to go on with the latter"),
-        ({"model": "pretrain_videomae_tiny_patch8_32"}, "patch_size is 8, that of"),
+        ({"model": "pretrain_videomae_tiny_patch8_32", "encoder_depth": 2}, "patch_size is 8, that"),
         ({"input_size": 40}, "input_size 40 is not a multiple of patch_size 16"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=re.escape(message)):
@@ -561,12 +562,12 @@ def test_a_run_becomes_longer(data, tmp_path, monkeypatch, capfd):
 
 def test_an_encoder_of_another_depth(data, tmp_path):
     run = tmp_path / "run"
-    assert train(config(data, run, encoder_depth=2, epochs=1)) == 0
-    assert load_model(str(run)).config.encoder_depth == 2
+    assert train(config(data, run, encoder_depth=3, epochs=1)) == 0
+    assert load_model(str(run)).config.encoder_depth == 3
     # Its weights are what --model and --encoder-depth say together.
     again = {"init": str(run), "epochs": 1}
-    assert train(config(data, tmp_path / "again", encoder_depth=2, **again)) == 0
-    with pytest.raises(UsageError, match=r"is a model of no known size \(192 wide, 2 deep"):
+    assert train(config(data, tmp_path / "again", encoder_depth=3, **again)) == 0
+    with pytest.raises(UsageError, match=r"is a model of no known size \(192 wide, 3 deep"):
         train(config(data, tmp_path / "other", **again))
 
 
