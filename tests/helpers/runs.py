@@ -24,8 +24,8 @@ ACCUMULATED = {"batch_size": 2, "accumulate": 2}  # the same batch of 4
 SMALL = {
     "model": "tiny", "encoder_depth": 2, "decoder_depth": 1, "input_size": 32, "num_frames": 4,
     "sampling_rate": 2, "mask_type": "savi", "salient_mask_ratio": 0.5,
-    "nonsalient_mask_ratio": 0.75, "epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "threads": 1, "log_every": 1,
-    "device": "cpu",
+    "nonsalient_mask_ratio": 0.75, "epochs": 2, "batch_size": 4, "lr": 1e-3, "precision": "fp32",
+    "threads": 1, "log_every": 1, "device": "cpu",
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_init_takes_the_shape_of_the_weights(data, uninterrupted, tmp_path, capf
         ({"encoder_depth": 6}, "encoder_depth is 6, that of"),
         ({"tubelet_size": 1}, "tubelet_size is 1, that of"),
         ({"patch_size": 8}, "weights.pt is 16; leave --patch-size out to go on with the latter"),
-        ({"model": "pretrain_videomae_tiny_patch8_32", "encoder_depth": 2}, "patch_size is 8, that"),
+        ({"model": "pretrain_videomae_tiny_patch8_32", "encoder_depth": 2}, "patch_size is 8, "),
         ({"input_size": 40}, "input_size 40 is not a multiple of patch_size 16"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=re.escape(message)):
