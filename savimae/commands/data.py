@@ -223,7 +223,13 @@ def patches(
 
     The second of the two steps that `preprocess` does in one; for maps of another saliency model.
     """
+    from savimae.saliency.config import check_maps
+
     config = saliency_config(saliency, threshold, input_size, patch_size, fit)
+    try:
+        check_maps(saliency_root, config)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     return _walk(saliency_root, out, _array_maker(config, dtype, from_maps=True), **walk)
 
 

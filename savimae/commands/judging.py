@@ -83,7 +83,7 @@ VIEWS = option_group(
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Squares along the longer side; 0: whole frames, pressed.",
+        help="Parts in the input's shape, along the side with room; 0: whole frames.",
     ),
 )
 
@@ -134,7 +134,18 @@ def _views(options: dict[str, Any]) -> Views:
     """Raises UsageError as `_make`."""
     from savimae.samples.multi_view import Views
 
-    return _make(Views, {"clips": options["clips"], "crops": options["crops"] or None})
+    views = _make(Views, {"clips": options["clips"], "crops": options["crops"] or None})
+    _check_fit(options["fit"], views)
+    return views
+
+
+def _check_fit(fit: str | None, views: Views) -> None:
+    """Raises UsageError for a fit that no view sees."""
+    if fit == "crop" and views.crops is not None:
+        raise UsageError(
+            f"--fit crop is for whole frames, and {views.crops} crops of a frame are seen; give "
+            "--crops 0, or leave it out"
+        )
 
 
 def _clip_shape(options: dict[str, Any]) -> ClipShape:
@@ -318,7 +329,8 @@ TEST_VIEWS = option_group(
     click.option("--clips", type=click.IntRange(1), help="[as in the classifier's own test]"),
     click.option(
         "--crops", type=click.IntRange(0),
-        help="Squares along the longer side; 0: whole frames, pressed.  [as in its test]",
+        help="Parts in the input's shape, along the side with room; 0: whole frames.  "
+        "[as in its test]",
     ),
 )  # fmt: skip
 
@@ -376,6 +388,7 @@ def predict(
         raise UsageError(f"--top is for classes and labels; {shown(classifier)} predicts numbers")
     found = find_videos(source, root, weigh=False)
     try:
+        _check_fit(options["fit"], trained.views(clips, crops))
         if every is None:
             reader = ViewReader(trained.clips(sampling_rate), trained.views(clips, crops))
             predicted = predict_videos(trained, found.videos, reader, machine)
@@ -442,6 +455,7 @@ def test(
     machine = _choose_machine(**options)
     trained = load_trained_classifier(classifier, machine.device, _clip_shape(options))
     try:
+        _check_fit(options["fit"], trained.views(clips, crops))
         reader = ViewReader(trained.clips(sampling_rate), trained.views(clips, crops))
     except ValueError as error:
         raise UsageError(str(error)) from None

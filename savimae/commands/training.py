@@ -397,7 +397,7 @@ def train(allocator: str, **options: Any) -> int:
     click.option("--test-clips", type=int, default=5, show_default=True),
     click.option(
         "--test-crops", type=click.IntRange(0), default=3, show_default=True,
-        help="Squares along the longer side; 0: whole frames, pressed.",
+        help="Parts in the input's shape, along the side with room; 0: whole frames.",
     ),
     click.option(
         "--test-every", type=int, default=0, show_default=True, metavar="EPOCHS",

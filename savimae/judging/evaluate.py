@@ -23,7 +23,7 @@ from savimae.judging.load import (
     load_pretrained,
 )
 from savimae.model.config import VideoMAEConfig
-from savimae.samples.masking import MaskSpec
+from savimae.samples.masking import MaskSpec, without_padding
 from savimae.system.errors import shown
 from savimae.system.tables import table
 
@@ -83,7 +83,7 @@ def _evaluate(
         mask = np.stack([mask for _, mask in samples])
         decoded = mask
         if any(clip.padding is not None for clip, _ in samples):
-            decoded = mask & ~np.stack([clip.padded for clip, _ in samples])
+            decoded = without_padding(mask, np.stack([clip.padded for clip, _ in samples]))
         with torch.no_grad(), machine.autocast():
             pixels = torch.from_numpy(np.stack([clip.pixels for clip, _ in samples]))
             hidden, rebuilt = (torch.from_numpy(e).to(machine.device) for e in (mask, decoded))

@@ -199,7 +199,9 @@ def draw_grid(
     lines = [line for text in row_captions for line in text.split("\n")]
     left = MARGIN_PX + max(int(font.getlength(line)) for line in lines) + GAP_PX
     top = MARGIN_PX + (TITLE_PX + 2 * GAP_PX if title else 0) + FONT_PX + GAP_PX
-    width = left + len(columns) * (panel_width + GAP_PX) - GAP_PX + MARGIN_PX
+    widest = max(math.ceil(font.getlength(text)) for text in column_captions)
+    pitch = max(panel_width, widest) + GAP_PX  # of columns
+    width = left + len(columns) * pitch - GAP_PX + MARGIN_PX
     width = max(width, int(title_font.getlength(title)) + 2 * MARGIN_PX)
     height = top + len(row_captions) * (panel_height + GAP_PX) - GAP_PX + MARGIN_PX
     picture = Image.new("RGB", (width, height), BACKGROUND)
@@ -209,7 +211,7 @@ def draw_grid(
         middle = top + row * (panel_height + GAP_PX) + panel_height // 2
         draw.text((MARGIN_PX, middle), text, fill=INK, font=font, anchor="lm")
     for column, (panels, text) in enumerate(zip(columns, column_captions, strict=True)):
-        x = left + column * (panel_width + GAP_PX)
+        x = left + column * pitch + (pitch - GAP_PX - panel_width) // 2
         draw.text((x + panel_width // 2, top - GAP_PX), text, fill=INK, font=font, anchor="mb")
         for row, panel in enumerate(panels):
             picture.paste(panel, (x, top + row * (panel_height + GAP_PX)))
@@ -377,7 +379,7 @@ class Block(NamedTuple):
     """A video on a sheet of reconstructions."""
 
     name: str
-    panels: Sequence[np.ndarray]  # uint8 [H, W, C] each, of one size on a page
+    panels: Sequence[np.ndarray]  # uint8 [H, W, C] each; those of a model have its size
     verdicts: Mapping[int, Verdict]  # below panels, by their number
 
 
@@ -393,7 +395,8 @@ def draw_blocks(
         captions: above each panel of a video, the same for all.
     """
     font, title_font = ImageFont.load_default(FONT_PX), ImageFont.load_default(TITLE_PX)
-    side, panel_high = enlarged(image_of(blocks[0].panels[0]), BLOCK_PANEL_PX).size
+    sizes = [enlarged(image_of(panel), BLOCK_PANEL_PX).size for panel in blocks[0].panels]
+    side, panel_high = (max(each) for each in zip(*sizes, strict=True))
     wide = len(captions) * (side + GAP_PX) + 2 * GAP_PX
     high = panel_high + 2 * (FONT_PX + 5) + 3 * GAP_PX
     across = min(len(blocks), max(1, PAGE_PX // wide))

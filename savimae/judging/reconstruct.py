@@ -54,6 +54,7 @@ from savimae.model.config import VideoMAEConfig
 from savimae.model.loss import TARGET_EPS
 from savimae.model.videomae import VideoMAE
 from savimae.samples.clips import Clip
+from savimae.samples.masking import without_padding
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import refuse_file, write_json
 from savimae.system.progress import Progress
@@ -206,7 +207,7 @@ def _reconstruct(group: Group, index: int, machine: Machine, drawings: Drawings)
     clip, mask = group.clips.read(index, 0)
     made = Made(group, clip, mask, [], [])
     original = clip.pixels.astype(np.float32) / 255
-    hidden = mask if clip.padding is None else mask & ~clip.padding
+    hidden = without_padding(mask[None], None if clip.padding is None else clip.padding[None])[0]
     salient = clip.saliency[hidden]
     means: Quality | None = None
     for _, pretrained in group.models:
@@ -450,13 +451,17 @@ def reconstruct(
     device = model.mask_token.device
     clips = torch.from_numpy(clip)[None].to(device)
     masked = torch.from_numpy(mask)
-    of_video = torch.ones_like(masked) if padding is None else torch.from_numpy(~padding)
-    hidden = masked & of_video
+    hidden = torch.from_numpy(
+        without_padding(mask[None], None if padding is None else padding[None])[0]
+    )
+    visible = ~masked if padding is None else ~masked & torch.from_numpy(~padding)
+    if not visible.any():  # the clip shows nothing else
+        visible = ~masked
     with torch.no_grad():
         output = model(clips, masked[None].to(device), hidden[None].to(device))
         tokens = model.patchify(clips).cpu().float() / 255  # [N, t*P*P*C]
     prediction = output.prediction.cpu().unflatten(1, (-1, model.config.channels))  # [M, t*P*P, C]
-    mean, deviation = _statistics(tokens, hidden, ~masked & of_video, model.config, statistics)
+    mean, deviation = _statistics(tokens, hidden, visible, model.config, statistics)
     if model.config.norm_target:
         prediction = prediction * deviation + mean
     filled = tokens.clone()

@@ -7,7 +7,7 @@ import math
 import os
 from typing import Any
 
-from savimae.data.fitting import FITS, PRESS
+from savimae.data.fitting import FITS, PAD, PRESS
 from savimae.system.errors import shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
@@ -113,7 +113,7 @@ def choose_saliency(
     if kind != CHANGE and share is not None:
         raise ValueError("--salient-share has no effect on frame-mean; give --saliency change")
     if root is not None:
-        fit = _fit_of_arrays(root, fit)
+        fit = _agreed_fit(root, fit)
     given: dict[str, Any] = {"threshold": threshold, "share": share, "fit": fit}
     return SaliencyConfig(
         input_size, patch_size, kind=kind,
@@ -130,12 +130,49 @@ def kind_of_arrays(root: str) -> str | None:
     return None if recorded is None else str(recorded.get("saliency", FRAME_MEAN))
 
 
-def _fit_of_arrays(root: str, fit: str | None) -> str | None:
-    """The fit that the arrays below `root` were made with, which `fit` must be if it is given."""
+def fit_of_arrays(root: str) -> str | None:
+    """The fit that the arrays below `root` were made with; None where there is no config.json.
+
+    Raises:
+        ValueError: it names another one than there is.
+    """
     recorded = _of_arrays(root)
     if recorded is None:
-        return fit
+        return None
     found = str(recorded.get("fit", PRESS))
+    if found not in FITS:
+        path = shown(os.path.join(root, CONFIG))
+        raise ValueError(f"{path}: fit {found!r} is not one of {', '.join(FITS)}")
+    return found
+
+
+def check_maps(root: str, config: SaliencyConfig) -> None:
+    """Raises ValueError if maps of `savimae saliency` below `root` were fitted in another way.
+
+    Those of other tools say nothing, and are fitted as frames are.
+    """
+    recorded = _of_arrays(root)
+    if recorded is None or recorded.get("output") != "maps":
+        return
+    found = recorded.get("fit", PRESS)
+    wanted: dict[str, Any] = {"fit": config.fit}
+    if found != PRESS:  # pressed maps may be resized
+        wanted["input_size"] = recorded_size(config.input_size)
+    if found == PAD:
+        wanted["patch_size"] = config.patch_size
+    for name, value in wanted.items():
+        there = found if name == "fit" else recorded.get(name, value)
+        if there != value:
+            option = name.replace("_", "-")
+            said = "x".join(map(str, there)) if isinstance(there, list) else there
+            raise ValueError(f"{shown(root)} holds maps of --{option} {said}; give the same here")
+
+
+def _agreed_fit(root: str, fit: str | None) -> str | None:
+    """That of the arrays below `root`, which `fit` must be if it is given."""
+    found = fit_of_arrays(root)
+    if found is None:
+        return fit
     if fit not in (None, found):
         raise ValueError(
             f"{shown(root)} holds arrays of --fit {found}, the clips are fitted by {fit}; "

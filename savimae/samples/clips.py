@@ -76,11 +76,7 @@ class ClipConfig:
             raise ValueError(f"channels must be {GRAY} or {RGB}, not {self.channels}")
         if self.fit not in FITS:
             raise ValueError(f"--fit {self.fit!r} is not one of {', '.join(FITS)}")
-        if self.augment != "none" and self.fit != PRESS:
-            raise ValueError(
-                f"--fit {self.fit} is for whole frames; --augment {self.augment} cuts parts of the "
-                "input's shape out of them, leave one of both out"
-            )
+        refuse_fitted_crops(None if self.fit == PRESS else self.fit, self.augment)
 
     def recorded(self) -> dict[str, Any]:
         """All fields, as outputs record them; older ones lack channels and fit."""
@@ -102,6 +98,15 @@ class ClipConfig:
     def span(self) -> int:
         """Frames of the video from the clip's first to its last."""
         return (self.num_frames - 1) * self.sampling_rate + 1
+
+
+def refuse_fitted_crops(fit: str | None, augment: str) -> None:
+    """Raises ValueError for a fit that was given and has no effect; None: none was given."""
+    if fit is not None and augment != "none":
+        raise ValueError(
+            f"--fit {fit} is for whole frames; --augment {augment} cuts parts of the input's shape "
+            "out of them, leave one of both out"
+        )
 
 
 def clip_indices(n_frames: int, config: ClipConfig, key: np.uint64) -> np.ndarray:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from savimae.data.fitting import PAD
 from savimae.data.lists import find_readable_videos
 from savimae.data.video import naming_video
 from savimae.saliency.array_source import find_cut
 from savimae.saliency.config import choose_saliency
-from savimae.samples.clips import ClipConfig, ClipReader
+from savimae.samples.clips import ClipConfig, ClipReader, refuse_fitted_crops
 from savimae.samples.masking import MaskSpec, draw_masks, refuse_idle_ratios
 from savimae.samples.randomness import sample_keys
 from savimae.system.sizes import frame_size, sides
@@ -73,6 +74,7 @@ class VideoClips(Dataset[dict[str, Any]]):
         seed: int = 0,
     ):
         size = frame_size(input_size)
+        refuse_fitted_crops(fit, augment)
         if num_frames % tubelet_size or any(side % patch_size for side in sides(size)):
             raise ValueError("num_frames and input_size are multiples of tubelet and patch size")
         of_saliency = choose_saliency(
@@ -125,7 +127,8 @@ class VideoClips(Dataset[dict[str, Any]]):
 
         Returns:
             `pixels` uint8 `[T, H, W, channels]`; `salient` bool `[N]`, the salient tokens; `mask`
-            bool `[N]`, True = masked (absent without masks); `label`, -1 for none; `index`.
+            bool `[N]`, True = masked (absent without masks); `padding` bool `[N]`, what is beside
+            the video (with fit "pad" only); `label`, -1 for none; `index`.
 
         Raises:
             IndexError: below 0, or beyond the last video.
@@ -143,6 +146,8 @@ class VideoClips(Dataset[dict[str, Any]]):
             "label": -1 if video.label is None else video.label,
             "index": index,
         }
+        if self._reader.config.fit == PAD:
+            sample["padding"] = torch.from_numpy(clip.padded)
         if self.masks is not None:
             mask = draw_masks(self.masks, keys, clip.saliency[None])[0]
             sample["mask"] = torch.from_numpy(mask)

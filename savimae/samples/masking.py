@@ -202,8 +202,7 @@ def draw_decoded(
     Raises:
         ValueError: saliency missing.
     """
-    if padding is not None:
-        mask = _unless_empty(mask & ~padding, mask)
+    mask = without_padding(mask, padding)
     if spec.decode == "salient":
         if saliency is None:
             raise ValueError("to reconstruct salient tokens needs saliency")
@@ -212,6 +211,15 @@ def draw_decoded(
         return mask
     starts = hashes(keys, DECODER_START) >> np.uint64(62)  # the highest two bits: 0 to 3
     return _unless_empty(mask & running_cells(spec, starts.astype(np.int64)), mask)
+
+
+def without_padding(mask: np.ndarray, padding: np.ndarray | None) -> np.ndarray:
+    """The masked tokens that are of the video: bool `[B, N]`; of a clip that has none, all.
+
+    Args:
+        padding: as of `draw_decoded`.
+    """
+    return mask if padding is None else _unless_empty(mask & ~padding, mask)
 
 
 def _unless_empty(kept: np.ndarray, otherwise: np.ndarray) -> np.ndarray:

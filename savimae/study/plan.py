@@ -5,6 +5,7 @@ A way is a set of options of `savimae train`. A cell is one way with one seed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -12,7 +13,8 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from savimae.saliency.config import CHANGE, FRAME_MEAN, kind_of_arrays
+from savimae.data.fitting import PAD, PRESS
+from savimae.saliency.config import CHANGE, FRAME_MEAN, fit_of_arrays, kind_of_arrays
 from savimae.samples.masking import SALIENT_KINDS
 from savimae.system.errors import UsageError
 from savimae.training.setup import RunConfig, options_of
@@ -125,6 +127,19 @@ class Study:
     finetuning: FinetuneConfig | None  # without its checkpoint and folder; None: none
     root: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for a fine-tuning that would be refused after the pretraining."""
+        tuning = self.finetuning
+        if tuning is None or tuning.test_crops is None or tuning.fit not in (None, PAD):
+            return
+        for way in self.ways:
+            with contextlib.suppress(ValueError):  # said when its cell begins
+                if tuning.fit == PAD or way.config.saliency_config().fit == PAD:
+                    raise UsageError(
+                        f"{way.name}: padded frames (--fit pad) are tested whole; say "
+                        "--test-crops 0 in --finetune"
+                    )
+
     def cells(self) -> list[Cell]:
         """All cells: every way with the first seed, then with the next."""
         firsts = {
@@ -138,9 +153,14 @@ class Study:
         ]
 
     def shape_of(self, way: Way) -> Any:
-        """What an untrained encoder and raw pixels depend on."""
+        """What an untrained encoder and raw pixels depend on.
+
+        Raises:
+            ValueError: a way that cannot be.
+        """
         shape = dataclasses.replace(way.config.model_shape(), checkpoint_activations=False)
-        return dataclasses.replace(shape, decoder_depth=1), way.config.sampling_rate
+        fit = way.config.saliency_config().fit
+        return dataclasses.replace(shape, decoder_depth=1), way.config.sampling_rate, fit
 
     def settings(self) -> dict[str, Any]:
         """What a study that goes on must repeat. More seeds may be asked for later."""
@@ -222,7 +242,12 @@ def options_that_count(options: Mapping[str, Any]) -> dict[str, Any]:
         "salient_share": uses_saliency and is_change,
         "saliency_threshold": uses_saliency and not is_change,
     }
-    return {name: value for name, value in options.items() if counts.get(name, True)}
+    counted = {name: value for name, value in options.items() if counts.get(name, True)}
+    if root and not uses_saliency and options.get("augment", "none") == "none":
+        # Frames are fitted as they are in the cells that read the arrays.
+        fit = fit_of_arrays(str(root)) or PRESS
+        counted |= {"fit": fit} if fit != PRESS else {}
+    return counted
 
 
 def check_free(given: Collection[str]) -> None:

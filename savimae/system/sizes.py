@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from typing import Any, NamedTuple
 
@@ -26,8 +27,11 @@ def frame_size(value: Any) -> FrameSize:
         ValueError: anything else, or a side below 1.
     """
     sizes = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(sizes) != 2 or not all(type(side) is int for side in sizes):
+    if len(sizes) != 2 or not all(
+        isinstance(side, numbers.Integral) and not isinstance(side, bool) for side in sizes
+    ):
         raise ValueError(f"a size is one number, or height and width, not {value!r}")
+    sizes = int(sizes[0]), int(sizes[1])
     if min(sizes) < 1:
         raise ValueError(f"a size must be at least 1, not {'x'.join(map(str, sizes))}")
     return sizes[0] if sizes[0] == sizes[1] else Sides(*sizes)

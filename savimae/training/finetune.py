@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from savimae.data.fitting import PAD, PRESS, place_frame, place_part
+from savimae.data.fitting import CROP, PAD, PRESS, place_frame, place_part
 from savimae.data.labels import (
     Labelled,
     check_overlap,
@@ -60,7 +60,7 @@ from savimae.samples.multi_view import TEST_CLIPS, TEST_CROPS, ViewReader, Views
 from savimae.samples.randomness import PARTNER, integer_below, sample_keys
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.signals import StopSignals
-from savimae.system.sizes import FrameSize, Sides
+from savimae.system.sizes import FrameSize, Sides, frame_size
 from savimae.training.attention_choice import (
     AUTO,
     AttentionShape,
@@ -164,6 +164,8 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", frame_size(self.input_size))
         for name in ("erasing", "label_smoothing", "drop_path", "head_dropout", "ema"):
             value = getattr(self, name)
             if value is None or (name == "erasing" and value == 1):
@@ -545,10 +547,20 @@ class FinetuningRun:
                 fit=self.weights.settings.get("fit", PRESS),
             )  # fmt: skip
             ViewReader(self.clips, config.views)
+            self._check_fit()
             scale = scale_of(self.train) if config.task == REGRESS else None
             self.outputs = Outputs(labelled.classes, config.task, scale)
         except ValueError as error:
             raise UsageError(str(error)) from None
+
+    def _check_fit(self) -> None:
+        """Raises ValueError for a fit that nothing sees."""
+        config = self.config
+        if config.fit == CROP and config.smallest_crop < 1 and config.test_crops is not None:
+            raise ValueError(
+                "--fit crop is for whole frames, and neither training nor test sees them; give "
+                "--smallest-crop 1 or --test-crops 0, or leave it out"
+            )
 
     def _check_frozen(self) -> None:
         """Raises ValueError for more frozen blocks than there are, or what none of them leaves."""

@@ -41,7 +41,7 @@ from savimae.saliency.config import (
     choose_saliency,
     mostly_salient,
 )
-from savimae.samples.clips import Clip, ClipConfig, ClipReader
+from savimae.samples.clips import Clip, ClipConfig, ClipReader, refuse_fitted_crops
 from savimae.samples.masking import MaskSpec, draw_decoded, draw_masks, refuse_idle_ratios
 from savimae.samples.randomness import (
     REPLACEMENT,
@@ -54,7 +54,7 @@ from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.progress import Progress
 from savimae.system.settings import CONFIG, named_as_now
-from savimae.system.sizes import FrameSize, recorded_size
+from savimae.system.sizes import FrameSize, frame_size, recorded_size
 from savimae.training.attention_choice import (
     AUTO,
     AttentionShape,
@@ -144,6 +144,9 @@ class TrainConfig(RunConfig):
                 f"--batch-size {self.batch_size} is not a multiple of --repeat {self.repeat}; the "
                 "batch counts every mask of a clip"
             )
+        refuse_fitted_crops(self.fit, self.augment)
+        if self.input_size is not None:
+            object.__setattr__(self, "input_size", frame_size(self.input_size))
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         if self.on_bad_video not in BAD_VIDEO_POLICIES:

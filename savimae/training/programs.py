@@ -53,7 +53,8 @@ _OUTPUTS = {
 _WHOLE = {
     PRESS: "whole frames, the aspect not kept,",
     CROP: "the largest middle part with the input's aspect",
-    PAD: "whole frames, the aspect kept: sides rounded to whole patches, black patches beside,",
+    PAD: "whole frames, the aspect kept: sides rounded to whole patches, black patches beside, one "
+    "more on the right or below,",
 }
 _FEATURES = "features: float32 [batch, dim], the means of tokens: float32 [batch, tokens, dim]"
 

@@ -15,6 +15,7 @@ from savimae.system.cores import available_cores
 from savimae.system.errors import SavimaeError, UsageError, shown
 from savimae.system.files import read_json
 from savimae.system.settings import CONFIG
+from savimae.system.sizes import Sides
 from savimae.training.attention_choice import AUTO
 from savimae.training.checkpoint import SaveEvery, last_checkpoint
 from savimae.training.distributed import World, find_world
@@ -133,7 +134,7 @@ def options_of(config: RunConfig, leave_out: Collection[str] = ()) -> list[str]:
             name = "train"
         if isinstance(value, bool):
             options.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and not isinstance(value, Sides):
             options += [f"--{name} {each}" for each in value]
         else:
             options.append(f"--{name} {shown(shlex.quote(str(0 if value is None else value)))}")

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from savimae.data.fitting import FITS, PRESS
 from savimae.model.config import SIZES, VideoMAEConfig
 from savimae.model.layouts import (
     ENCODER,
@@ -130,6 +131,10 @@ def read_weights(path: str, **shape: Any) -> Weights:
         )
     state = {name: value.float() for name, value in state.items()}
     settings = named_as_now(settings) if isinstance(settings, dict) else {}
+    if settings.get("fit", PRESS) not in FITS:
+        raise SavimaeError(
+            f"{shown(path)}: its settings say fit {settings['fit']!r}, not one of {', '.join(FITS)}"
+        )
     classes = [str(name) for name in classes]
     return Weights(layout, config, state, settings, classes, _views(path, views), task, scale)
 

@@ -266,6 +266,26 @@ def test_a_sheet_has_the_middle_frame_of_every_video(videos, tmp_path):
             assert np.abs(panel.astype(int) - enlarged(wanted, side)).max() <= 1
 
 
+def test_panels_of_a_sheet_may_have_different_shapes():
+    colors, sizes = ((200, 0, 0), (0, 0, 200)), ((32, 96), (96, 32))
+    frames = [
+        np.full((*size, 3), color, np.uint8) for size, color in zip(sizes, colors, strict=True)
+    ]
+    blocks = [pictures.Block(name, frames, {}) for name in ("first", "second")]
+    picture = np.asarray(pictures.draw_blocks(blocks, "title", ["wide", "tall"], []))
+    for color in colors:  # all of both, 192 x 64 pixels each, and nothing over them
+        assert (picture == color).all(-1).sum() == 2 * 192 * 64
+
+
+def test_captions_of_narrow_panels_have_room():
+    panels = [[Image.new("RGB", (10, 40), (7, 7, 7))]] * 3
+    captions = ["frame 0: 78% salient"] * 3
+    picture = pictures.draw_grid(panels, "", captions, ["frame"])
+    font = ImageFont.load_default(pictures.FONT_PX)
+    assert picture.width > 3 * font.getlength(captions[0])
+    assert (np.asarray(picture) == 7).all(-1).sum() == 3 * 400
+
+
 def test_bars_of_a_sheet_are_as_long_as_the_gain():
     panel = np.full((64, 64, 3), 255, np.uint8)
     gains = [4.0, -2.0, 0.0]

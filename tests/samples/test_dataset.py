@@ -57,6 +57,20 @@ def test_samples_are_those_of_training(videos, tmp_path, has_arrays):
         assert (sample["label"], sample["index"]) == (video.label, index)
 
 
+def test_padding_is_told(videos):
+    """Of 48 x 64, six of ten columns of a frame of 32 x 80 in patches of 8 are padding or not."""
+    shape = {**SIZES, "input_size": (32, 80), "patch_size": 8}
+    sample = VideoClips(str(videos), **shape, fit="pad")[1]
+    assert sample["pixels"].shape == (4, 32, 80, 3)
+    beside = sample["padding"].reshape(2, 4, 10)
+    assert beside[0, 0].tolist() == [True] * 2 + [False] * 5 + [True] * 3
+    assert not (sample["padding"] & sample["salient"]).any()
+    assert not sample["pixels"][:, :, :16].any()
+    assert "padding" not in VideoClips(str(videos), **shape)[1]
+    with pytest.raises(ValueError, match="--fit press is for whole frames; --augment multiscale"):
+        VideoClips(str(videos), **SIZES, fit="press", augment="multiscale")
+
+
 def test_processes_of_a_loader_give_the_same(videos):
     clips = VideoClips(str(videos), **SIZES, hflip=True)
     alone = {}

@@ -16,7 +16,7 @@ from runs import finish, hooked, log_of, same_weights
 from savimae.model.config import step_flops
 from savimae.study import cell as cell_module
 from savimae.study.page import read_parts
-from savimae.study.plan import Budget
+from savimae.study.plan import Budget, Judges, Study, Way, options_that_count
 from savimae.training.pretrain import TrainConfig, steps_of_flops, train
 
 OF_TRAIN = (
@@ -358,6 +358,35 @@ def test_what_its_options_cannot_be(data, tmp_path, changes, message):
     assert found.returncode == 2, found.stderr
     assert found.stderr.count("\n") == 1
     assert message in found.stderr
+    assert not (tmp_path / "study").exists()
+
+
+def test_ways_of_fitting_have_baselines_of_their_own(data):
+    ways = tuple(
+        Way(name, of(data, input_size=(32, 64), **changes))
+        for name, changes in (
+            ("press", {}), ("pad", {"fit": "pad"}), ("tube", {"fit": "pad", "mask_type": "tube"}),
+        )
+    )  # fmt: skip
+    study = Study("", "", "", "out", ways, 1, Budget("steps", 3), Judges(), None)
+    assert [cell.with_baselines for cell in study.cells()] == [True, True, False]
+    assert study.settings()["ways"]["pad"].count("--input-size 32x64") == 1
+
+
+def test_masks_that_read_no_arrays_see_frames_as_the_others_do(tmp_path):
+    (tmp_path / "config.json").write_text('{"output": "patches", "fit": "pad"}')
+    given = {"saliency_root": str(tmp_path), "mask_type": "tube"}
+    assert options_that_count(given) == {"mask_type": "tube", "fit": "pad"}
+    assert options_that_count({**given, "mask_type": "savi"}) == {**given, "mask_type": "savi"}
+    cropped = {**given, "augment": "multiscale"}
+    assert options_that_count(cropped) == {"mask_type": "tube", "augment": "multiscale"}
+
+
+def test_crops_of_padded_frames_are_refused_before_the_first_cell(data, tmp_path):
+    found = savimae(*words(data, tmp_path / "study", of_train=(*OF_TRAIN, "--fit", "pad"),
+                           finetune="--epochs 1"))  # fmt: skip
+    assert (found.returncode, found.stderr.count("\n")) == (2, 1)
+    assert "padded frames (--fit pad) are tested whole; say --test-crops 0" in found.stderr
     assert not (tmp_path / "study").exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from savimae.system.sizes import Sides, frame_size, parse_size, recorded_size, sides, size_words
@@ -24,6 +25,13 @@ def test_a_size(text, size, both, recorded, words):
     assert frame_size(recorded) == size  # as JSON has it
     assert size_words(found) == words
     assert parse_size(str(found)) == size
+
+
+def test_whole_numbers_of_numpy_are_numbers():
+    size = frame_size((np.int64(160), np.uint8(32)))
+    assert size == (160, 32)
+    assert [type(side) for side in size] == [int, int]
+    assert type(frame_size(np.int64(224))) is int
 
 
 @pytest.mark.parametrize(

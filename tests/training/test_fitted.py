@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from savimae.saliency.preprocess import WalkOptions, process
 from savimae.samples.clips import ClipReader
 from savimae.samples.masking import draw_masks
 from savimae.samples.randomness import sample_keys
-from savimae.system.errors import EXIT_STOPPED, UsageError
+from savimae.system.errors import EXIT_STOPPED, SavimaeError, UsageError
 from savimae.training.distributed import World
 from savimae.training.finetune import FinetuneConfig, FinetuningRun, find_labelled, finetune
 from savimae.training.loop import Loop
@@ -113,10 +114,85 @@ def test_padding_is_in_no_loss(runs, data):
     assert found.loss == pytest.approx(total / n, rel=1e-5)
 
 
+def test_what_is_recorded_as_the_command_makes_the_same(runs):
+    lines = [json.loads(line) for line in (runs / "pad/log.jsonl").read_text().splitlines()]
+    words = shlex.split(next(line["command"] for line in lines if "command" in line))
+    assert words[words.index("--input-size") + 1] == "32x80"
+    assert words.count("--input-size") == 1
+    assert words[words.index("--fit") + 1] == "pad"
+
+
+def test_clips_that_hide_only_padding_can_be_judged(data, tmp_path):
+    """One place of 2 x 5 is hidden: of some clips one beside the video."""
+    tube = {"mask_type": "tube", "mask_ratio": 0.1}
+    none = {"salient_mask_ratio": None, "nonsalient_mask_ratio": None}
+    run = small(data, tmp_path / "run", fit="pad", batch_size=1, **tube, **none)
+    assert train(run) == 0
+    machine = dataclasses.replace(MACHINE, batch_size=1)
+    (found,) = evaluate([str(tmp_path / "run")], str(data), machine, MaskOptions(), ClipOptions())
+    assert np.isfinite(found.loss)
+    done = savimae("reconstruct", tmp_path / "run", data, "--out", tmp_path / "seen", "--videos",
+                   "11", "--animation", "none")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "seen/reconstruction.json").read_text())
+    assert len(records) == 11
+    assert all(np.isfinite(record["loss"]) for record in records)
+
+
+def test_a_fit_that_nothing_sees_is_refused(runs, data, tmp_path):
+    with pytest.raises(ValueError, match="--fit press is for whole frames; --augment multiscale"):
+        small(data, tmp_path / "x", fit="press", augment="multiscale")
+    with pytest.raises(UsageError, match="--fit crop is for whole frames, and neither training"):
+        finetune(tuned(data, runs / "press", tmp_path / "x", fit="crop", test_crops=3))
+    done = savimae("features", runs / "press", "--data", data, "--out", tmp_path / "f.npz",
+                   "--crops", "3", "--fit", "crop")  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "--fit crop is for whole frames, and 3 crops of a frame are seen" in done.stderr
+
+
+def test_an_unknown_fit_in_a_file_names_it(runs, data, tmp_path):
+    content = torch.load(runs / "pad/checkpoints/last.pt", weights_only=True)
+    content["settings"]["fit"] = "zoom"
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(SavimaeError, match=r"model\.pt: its settings say fit 'zoom', not one of"):
+        read_weights(str(tmp_path / "model.pt"))
+    job = ArrayMaker(small(data, tmp_path / "x", fit="pad").saliency_config())
+    process(str(data), str(tmp_path / "arrays"), job, WalkOptions(1))
+    path = tmp_path / "arrays/config.json"
+    path.write_text(path.read_text().replace('"pad"', '"zoom"'))
+    with pytest.raises(UsageError, match=r"arrays/config\.json: fit 'zoom' is not one of"):
+        train(small(data, tmp_path / "x", saliency_root=str(tmp_path / "arrays")))
+
+
+def test_maps_say_how_they_were_fitted(data, tmp_path):
+    videos, maps = data.parent / "videos", tmp_path / "maps"
+    shape = ("--input-size", "32x80", "--patch-size", "8", "--fit", "pad")
+    assert savimae("saliency", videos, maps, *shape).returncode == 0
+    for words, message in (
+        (("--input-size", "32x80", "--patch-size", "8"), "holds maps of --fit pad; give the same"),
+        ((*shape[2:], "--input-size", "32x64"), "holds maps of --input-size 32x80; give the same"),
+        ((*shape[:2], *shape[4:], "--patch-size", "16"), "maps of --patch-size 8; give the same"),
+    ):
+        done = savimae("patches", maps, tmp_path / "x", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert message in done.stderr
+        assert not (tmp_path / "x").exists()
+    assert savimae("patches", maps, tmp_path / "patches", *shape).returncode == 0
+    assert savimae("preprocess", videos, tmp_path / "arrays", *shape).returncode == 0
+    assert "pad" in (tmp_path / "patches/config.json").read_text()
+    made = sorted(path.relative_to(tmp_path / "arrays") for path in
+                  (tmp_path / "arrays").rglob("*.npy"))  # fmt: skip
+    assert len(made) == 11
+    for path in made:
+        pair = [np.load(tmp_path / name / path) for name in ("arrays", "patches")]
+        # Of folders of RGB frames the bits are the same; a video's luma may differ by a step.
+        assert (pair[0] != pair[1]).mean() < 0.02
+
+
 def test_crops_and_fits_exclude_each_other(data, tmp_path):
     run = small(data, tmp_path / "run", augment="multiscale")
-    with pytest.raises(UsageError, match="--fit pad is for whole frames; --augment multiscale"):
-        train(dataclasses.replace(run, fit="pad"))
+    with pytest.raises(ValueError, match="--fit pad is for whole frames; --augment multiscale"):
+        dataclasses.replace(run, fit="pad")
     arrays = tmp_path / "arrays"
     fitted = small(data, tmp_path / "run", fit="pad")
     process(str(data), str(arrays), ArrayMaker(fitted.saliency_config()), WalkOptions(1))
