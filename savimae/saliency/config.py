@@ -92,11 +92,14 @@ def choose_saliency(
     threshold: float | None,
     share: float | None,
     fit: str | None = None,
+    is_cropped: bool = False,
 ) -> SaliencyConfig:
     """The settings of clips, from what was typed; None: not given.
 
     Args:
         root: the folder of arrays, which have a kind and a fit of their own.
+        is_cropped: crops are seen, which are fitted in no way; then only the kind is that of the
+            arrays.
 
     Raises:
         ValueError: a value out of range or without effect, or arrays of another kind.
@@ -112,7 +115,7 @@ def choose_saliency(
         raise ValueError("--saliency-threshold has no effect on change; give --salient-share")
     if kind != CHANGE and share is not None:
         raise ValueError("--salient-share has no effect on frame-mean; give --saliency change")
-    if root is not None:
+    if root is not None and not is_cropped:
         fit = _agreed_fit(root, fit)
     given: dict[str, Any] = {"threshold": threshold, "share": share, "fit": fit}
     return SaliencyConfig(

@@ -78,8 +78,8 @@ class VideoClips(Dataset[dict[str, Any]]):
         if num_frames % tubelet_size or any(side % patch_size for side in sides(size)):
             raise ValueError("num_frames and input_size are multiples of tubelet and patch size")
         of_saliency = choose_saliency(
-            size, patch_size, saliency, saliency_root if augment == "none" else None,
-            saliency_threshold, salient_share, fit,
+            size, patch_size, saliency, saliency_root, saliency_threshold, salient_share, fit,
+            augment != "none",
         )  # fmt: skip
         clips = ClipConfig(
             num_frames, sampling_rate, size, augment, hflip, channels, of_saliency.fit, patch_size

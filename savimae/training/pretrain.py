@@ -279,13 +279,10 @@ class TrainConfig(RunConfig):
     def saliency_config(self) -> SaliencyConfig:
         """Raises ValueError for values out of range, of another kind, or not of the arrays."""
         model = self.model_shape()
-        chosen = choose_saliency(
+        return choose_saliency(
             model.input_size, model.patch_size, self.saliency, self.saliency_root,
-            self.saliency_threshold, self.salient_share, self.fit,
+            self.saliency_threshold, self.salient_share, self.fit, self.augment != "none",
         )  # fmt: skip
-        if self.augment != "none" and self.fit is None:  # crops are fitted in no way
-            chosen = dataclasses.replace(chosen, fit=PRESS)
-        return chosen
 
 
 # ---------------------------------------------------------------------------------- the task

@@ -99,27 +99,35 @@ if __name__ == "__main__":  # worker processes import this as well
     main()
 """
 
-# In training: at_call(n) is run at the n-th forward pass of a step.
-IN_TRAINING = """
-import torch
-from savimae.training import loop
-from savimae.training.pretrain import Pretraining
-calls, signals = 0, None
-original_loss, original_enter = Pretraining.loss, loop.StopSignals.__enter__
+# What notes signals keeps them in `received`; {kind} is its class.
+NOTING = """
+from savimae.system.signals import {kind}
+signals, original_enter = None, {kind}.__enter__
 def enter(self):
     global signals
     signals = original_enter(self)
     return signals
 def arrived():
     return signals.received is not None
+{kind}.__enter__ = enter
+"""
+
+# In training: at_call(n) is run at the n-th forward pass of a step.
+IN_TRAINING = (
+    NOTING.replace("{kind}", "StopSignals")
+    + """
+import torch
+from savimae.training.pretrain import Pretraining
+calls, original_loss = 0, Pretraining.loss
 def loss(self, batch):
     global calls
     if torch.is_grad_enabled():  # not the trial before the first step
         calls += 1
         at_call(calls)
     return original_loss(self, batch)
-Pretraining.loss, loop.StopSignals.__enter__ = loss, enter
+Pretraining.loss = loss
 """
+)
 
 
 def program(path: Path, hook: str) -> str:

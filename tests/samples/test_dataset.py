@@ -57,8 +57,20 @@ def test_samples_are_those_of_training(videos, tmp_path, has_arrays):
         assert (sample["label"], sample["index"]) == (video.label, index)
 
 
+def test_with_crops_the_kind_of_saliency_is_still_that_of_the_arrays(videos, tmp_path):
+    """As in `savimae train`; how the arrays were fitted plays no role."""
+    arrays = SaliencyConfig((32, 64), 16, kind="change", fit="pad")
+    process(str(videos), str(tmp_path), ArrayMaker(arrays), WalkOptions(1))
+    shape = {**SIZES, "input_size": (32, 64), "augment": "multiscale", "seed": 3}
+    sample = VideoClips(str(videos), **shape, saliency_root=str(tmp_path))[2]
+    expected = VideoClips(str(videos), **shape, saliency="change")[2]
+    other = VideoClips(str(videos), **shape)[2]
+    assert np.array_equal(sample["salient"], expected["salient"])
+    assert not np.array_equal(sample["salient"], other["salient"])
+
+
 def test_padding_is_told(videos):
-    """Of 48 x 64, six of ten columns of a frame of 32 x 80 in patches of 8 are padding or not."""
+    """Videos of 48 x 64 fill five of the ten columns of 32 x 80 in patches of 8."""
     shape = {**SIZES, "input_size": (32, 80), "patch_size": 8}
     sample = VideoClips(str(videos), **shape, fit="pad")[1]
     assert sample["pixels"].shape == (4, 32, 80, 3)

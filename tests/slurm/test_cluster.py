@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from cluster import IN_TRAINING, finish, program, slurm, submit
+from cluster import IN_TRAINING, NOTING, finish, program, slurm, submit
 from media import random_bytes, savimae
 from runs import SMALL, config, log_of, losses, make_videos, same_weights
 
@@ -118,22 +118,18 @@ def test_an_array_with_a_bad_video(source, clips, tmp_path):
     assert shown.splitlines()[-1] == "nothing to submit: all arrays are there"
 
 
-IN_PREPROCESSING = """
+IN_PREPROCESSING = (
+    NOTING.replace("{kind}", "EndedBySignals")
+    + """
 from savimae.saliency import preprocess
-from savimae.system.signals import EndedBySignals
-signals, original_enter, original = None, EndedBySignals.__enter__, preprocess.Report.add
-def enter(self):
-    global signals
-    signals = original_enter(self)
-    return signals
-def arrived():
-    return signals.received is not None
+original = preprocess.Report.add
 def add(self, done):
     original(self, done)
     if self.videos == 2 and os.environ["SLURM_ARRAY_TASK_ID"] == "1" and once():
         ask("scancel", "--signal=USR1", "--batch", job())
-EndedBySignals.__enter__, preprocess.Report.add = enter, add
+preprocess.Report.add = add
 """
+)
 
 
 def test_a_part_that_must_stop_redoes_only_what_is_missing(data, tmp_path):
