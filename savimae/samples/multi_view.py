@@ -27,9 +27,7 @@ class Views:
     """How many clips and crops of a video are tested."""
 
     clips: int = 1  # spread evenly; a single one is the middle of the video
-    crops: int | None = (
-        None  # spread along the side that has room; None: the whole frame, as --fit says
-    )
+    crops: int | None = None  # spread along the side with room; None: the whole frame
 
     def __post_init__(self) -> None:
         for name in ("clips", "crops"):

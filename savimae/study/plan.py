@@ -205,7 +205,10 @@ def make_ways(
     for combination in itertools.product(*varied.values()):
         chosen = dict(zip(varied, combination, strict=True))
         typed = {name: value for name, (_, value) in chosen.items()}
-        options = options_that_count({**recipe(typed), **common, **typed})
+        try:
+            options = options_that_count({**recipe(typed), **common, **typed})
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         idle -= options.keys()
         name = ", ".join(words for key, (words, _) in chosen.items() if key in options)
         if name not in ways:
@@ -224,7 +227,11 @@ def make_ways(
 
 
 def options_that_count(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Without those that have no effect on masks, or on saliency, of this kind."""
+    """Without those that have no effect on masks, or on saliency, of this kind.
+
+    Raises:
+        ValueError: arrays that were fitted in a way that does not exist.
+    """
     mask_type = options.get("mask_type", "savi")
     is_savi = mask_type in SALIENT_KINDS
     root = options.get("saliency_root")
